@@ -1,0 +1,81 @@
+"""The RPCs of the Agent service: names, messages, and the API version each appeared in (agent-api.md §6.6)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from google.protobuf.empty_pb2 import Empty
+from google.protobuf.message import Message
+
+from agent.api.proto import agent_pb2 as pb
+from agent.api.versions import ApiVersion
+
+Request = TypeVar("Request", bound=Message)
+Response = TypeVar("Response", bound=Message)
+
+SERVICE = "/coder.agent.v2.Agent/"
+
+
+@dataclass(frozen=True, slots=True)
+class RpcMethod(Generic[Request, Response]):
+    """One unary RPC. `path` is what dRPC's Invoke carries."""
+
+    name: str
+    request: type[Request]
+    response: type[Response]
+    since: ApiVersion
+
+    @property
+    def path(self) -> str:
+        return SERVICE + self.name
+
+
+def _since(minor: int) -> ApiVersion:
+    return ApiVersion(2, minor)
+
+
+GET_MANIFEST = RpcMethod("GetManifest", pb.GetManifestRequest, pb.Manifest, _since(0))
+GET_SERVICE_BANNER = RpcMethod("GetServiceBanner", pb.GetServiceBannerRequest, pb.ServiceBanner, _since(0))
+UPDATE_STATS = RpcMethod("UpdateStats", pb.UpdateStatsRequest, pb.UpdateStatsResponse, _since(0))
+UPDATE_LIFECYCLE = RpcMethod("UpdateLifecycle", pb.UpdateLifecycleRequest, pb.Lifecycle, _since(0))
+BATCH_UPDATE_APP_HEALTHS = RpcMethod(
+    "BatchUpdateAppHealths", pb.BatchUpdateAppHealthRequest, pb.BatchUpdateAppHealthResponse, _since(0)
+)
+UPDATE_STARTUP = RpcMethod("UpdateStartup", pb.UpdateStartupRequest, pb.Startup, _since(0))
+BATCH_UPDATE_METADATA = RpcMethod(
+    "BatchUpdateMetadata", pb.BatchUpdateMetadataRequest, pb.BatchUpdateMetadataResponse, _since(0)
+)
+BATCH_CREATE_LOGS = RpcMethod("BatchCreateLogs", pb.BatchCreateLogsRequest, pb.BatchCreateLogsResponse, _since(0))
+GET_ANNOUNCEMENT_BANNERS = RpcMethod(
+    "GetAnnouncementBanners", pb.GetAnnouncementBannersRequest, pb.GetAnnouncementBannersResponse, _since(1)
+)
+SCRIPT_COMPLETED = RpcMethod(
+    "ScriptCompleted",
+    pb.WorkspaceAgentScriptCompletedRequest,
+    pb.WorkspaceAgentScriptCompletedResponse,
+    _since(3),
+)
+GET_RESOURCES_MONITORING_CONFIGURATION = RpcMethod(
+    "GetResourcesMonitoringConfiguration",
+    pb.GetResourcesMonitoringConfigurationRequest,
+    pb.GetResourcesMonitoringConfigurationResponse,
+    _since(4),
+)
+PUSH_RESOURCES_MONITORING_USAGE = RpcMethod(
+    "PushResourcesMonitoringUsage",
+    pb.PushResourcesMonitoringUsageRequest,
+    pb.PushResourcesMonitoringUsageResponse,
+    _since(4),
+)
+REPORT_CONNECTION = RpcMethod("ReportConnection", pb.ReportConnectionRequest, Empty, _since(4))
+CREATE_SUB_AGENT = RpcMethod("CreateSubAgent", pb.CreateSubAgentRequest, pb.CreateSubAgentResponse, _since(6))
+DELETE_SUB_AGENT = RpcMethod("DeleteSubAgent", pb.DeleteSubAgentRequest, pb.DeleteSubAgentResponse, _since(6))
+LIST_SUB_AGENTS = RpcMethod("ListSubAgents", pb.ListSubAgentsRequest, pb.ListSubAgentsResponse, _since(6))
+REPORT_BOUNDARY_LOGS = RpcMethod(
+    "ReportBoundaryLogs", pb.ReportBoundaryLogsRequest, pb.ReportBoundaryLogsResponse, _since(7)
+)
+UPDATE_APP_STATUS = RpcMethod("UpdateAppStatus", pb.UpdateAppStatusRequest, pb.UpdateAppStatusResponse, _since(8))
+PUSH_CONTEXT_STATE = RpcMethod(
+    "PushContextState", pb.PushContextStateRequest, pb.PushContextStateResponse, _since(10)
+)
