@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
@@ -29,6 +29,29 @@ class RpcMethod(Generic[Request, Response]):
     @property
     def path(self) -> str:
         return SERVICE + self.name
+
+
+class AgentApi(Protocol):
+    """The Agent service of one connection, as the agent's routines use it.
+
+    `call` raises `agent.rpc.RpcError` when the server answers with an error, `agent.rpc.UnsupportedError` when it does
+    not know the method (or is older than the method's `since`; nothing is sent then), and
+    `agent.rpc.ConnectionLostError` when the connection ends or `timeout` seconds pass.
+    """
+
+    @property
+    def version(self) -> ApiVersion:
+        """What was negotiated with this server."""
+
+    async def call(
+        self, method: RpcMethod[Request, Response], request: Request, *, timeout: float | None = None
+    ) -> Response:
+        """One unary RPC; `timeout` is in seconds."""
+
+    async def call_encoded(
+        self, method: RpcMethod[Request, Response], request: bytes, *, timeout: float | None = None
+    ) -> Response:
+        """The same with a request that is protobuf bytes already."""
 
 
 def _since(minor: int) -> ApiVersion:
@@ -76,6 +99,4 @@ REPORT_BOUNDARY_LOGS = RpcMethod(
     "ReportBoundaryLogs", pb.ReportBoundaryLogsRequest, pb.ReportBoundaryLogsResponse, _since(7)
 )
 UPDATE_APP_STATUS = RpcMethod("UpdateAppStatus", pb.UpdateAppStatusRequest, pb.UpdateAppStatusResponse, _since(8))
-PUSH_CONTEXT_STATE = RpcMethod(
-    "PushContextState", pb.PushContextStateRequest, pb.PushContextStateResponse, _since(10)
-)
+PUSH_CONTEXT_STATE = RpcMethod("PushContextState", pb.PushContextStateRequest, pb.PushContextStateResponse, _since(10))

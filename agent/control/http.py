@@ -1,0 +1,139 @@
+"""The HTTP session that all traffic to the control plane goes through.
+
+A middleware adds the token and the owner's extra headers, and only to requests whose origin is the configured one:
+it runs again for every hop of a redirect, so nothing secret follows a redirect to another origin. The same middleware
+turns every unexpected status into `RefusedError` while the body can still be read, WebSocket handshakes included.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import urllib.request
+from collections.abc import Sequence
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import aiohttp
+from yarl import URL
+
+from agent.clock import Clock
+from agent.control.errors import RefusedError, UnreachableError, Validation
+
+TOKEN_HEADER = "Coder-Session-Token"
+MAX_ERROR_BODY = 64 * 1024
+MAX_REDIRECTS = 10
+
+
+class ControlHttp:
+    """An aiohttp session bound to one control plane.
+
+    `headers` are the pairs of `--agent-header` and the header command, added (not replaced) to every request. `token`
+    is what the next request presents; empty means none.
+    """
+
+    def __init__(self, base: URL, headers: Sequence[tuple[str, str]], clock: Clock) -> None:
+        self.base = base.origin()
+        self.token = ""
+        self._headers = tuple(headers)
+        self._clock = clock
+        self._session: aiohttp.ClientSession | None = None
+
+    def url(self, path: str, **query: str) -> URL:
+        """The absolute URL of an API path; a path in the configured URL is discarded (agent-api.md §1.1)."""
+        return self.base.with_path(path).with_query(query)
+
+    @property
+    def session(self) -> aiohttp.ClientSession:
+        """The session, made at first use because it belongs to the running loop."""
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=16, limit_per_host=8, keepalive_timeout=30),
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=30),
+                middlewares=(self._authenticate,),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                skip_auto_headers=("User-Agent",),
+            )
+        return self._session
+
+    def proxy_for(self, url: URL) -> str | None:
+        """The proxy that `HTTP_PROXY`, `HTTPS_PROXY` and `NO_PROXY` name for this URL; none for loopback."""
+        host = url.host or ""
+        if host == "localhost" or _is_loopback(host) or urllib.request.proxy_bypass_environment(host):  # type: ignore[attr-defined]
+            return None
+        scheme = {"ws": "http", "wss": "https"}.get(url.scheme, url.scheme)
+        return urllib.request.getproxies_environment().get(scheme)
+
+    async def aclose(self) -> None:
+        """Close the session and its pooled connections; calling it again does nothing."""
+        if self._session is not None:
+            await self._session.close()
+
+    async def _authenticate(
+        self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+    ) -> aiohttp.ClientResponse:
+        if request.url.origin() == self.base:
+            if self.token:
+                request.headers[TOKEN_HEADER] = self.token
+            for name, value in self._headers:
+                request.headers.add(name, value)
+        response = await handler(request)
+        if response.status >= 400:
+            raise await self._refusal(response)
+        return response
+
+    async def _refusal(self, response: aiohttp.ClientResponse) -> RefusedError:
+        request = f"{response.method} {response.url.with_query(None).with_user(None)}"
+        try:
+            body = await response.content.read(MAX_ERROR_BODY)
+        except (aiohttp.ClientError, TimeoutError):
+            body = b""  # the status alone says enough; a body that breaks off adds nothing
+        finally:
+            response.close()
+        return refusal(request, response.status, response.content_type, body, self._retry_after(response))
+
+    def _retry_after(self, response: aiohttp.ClientResponse) -> float | None:
+        text = response.headers.get("Retry-After", "").strip()
+        if not text:
+            return None
+        if text.isascii() and text.isdigit():
+            return float(text[:9])
+        try:
+            when = parsedate_to_datetime(text).timestamp()
+        except ValueError:
+            return None
+        return max(when - self._clock.wall() / 1e9, 0.0)
+
+
+def refusal(request: str, status: int, content_type: str, body: bytes, retry_after: float | None) -> RefusedError:
+    """The error for an unexpected status, read out of its body as agent-api.md §1.5 says."""
+    if content_type != "application/json":
+        text = body[:2048].decode("utf-8", "replace").strip()
+        message = f'unexpected non-JSON response "{content_type}"'
+        return RefusedError(request, status, message, text, retry_after=retry_after)
+    try:
+        parsed: Any = json.loads(body)
+    except ValueError:
+        parsed = None
+    fields: dict[str, Any] = parsed if isinstance(parsed, dict) else {}
+    message = str(fields.get("message") or f"unexpected status code {status}, response has no message")
+    listed = fields.get("validations")
+    validations = tuple(
+        Validation(str(entry.get("field", "")), str(entry.get("detail", "")))
+        for entry in (listed if isinstance(listed, list) else [])
+        if isinstance(entry, dict)
+    )
+    return RefusedError(request, status, message, str(fields.get("detail") or ""), validations, retry_after)
+
+
+def unreachable(url: URL, error: Exception) -> UnreachableError:
+    """The typed error for whatever aiohttp raised while talking to `url`."""
+    reason = "no answer in time" if isinstance(error, TimeoutError) else str(error) or type(error).__name__
+    return UnreachableError(f"{url.with_query(None).with_user(None)}: {reason}")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False

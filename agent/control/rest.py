@@ -1,0 +1,55 @@
+"""Plain REST calls with the agent token (agent-api.md §2)."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+import aiohttp
+import msgspec
+
+from agent.clock import Clock, deadline
+from agent.control.errors import RefusedError
+from agent.control.http import ControlHttp, unreachable
+
+REQUEST_LIMIT = 30.0
+"""Seconds for one request, body included (agent-api.md §1.9)."""
+
+MAX_BODY = 4 * 1024 * 1024
+
+
+class RestClient:
+    """The agent's REST endpoints. Every call raises `UnreachableError` or `RefusedError`."""
+
+    def __init__(self, http: ControlHttp, clock: Clock) -> None:
+        self._http = http
+        self._clock = clock
+
+    async def register_log_source(self, source: UUID, display_name: str, icon: str = "") -> None:
+        """Make a log source known; doing so again changes nothing (agent-api.md §2.3)."""
+        body = {"id": str(source), "display_name": display_name, "icon": icon}
+        await self._request("POST", "/api/v2/workspaceagents/me/log-source", body, expected=201)
+
+    async def _request(self, method: str, path: str, body: object, expected: int) -> Any:
+        url = self._http.url(path)
+        try:
+            async with (
+                deadline(self._clock, REQUEST_LIMIT),
+                self._http.session.request(
+                    method,
+                    url,
+                    data=msgspec.json.encode(body) + b"\n",
+                    headers={"Content-Type": "application/json"},
+                    max_redirects=10,
+                    proxy=self._http.proxy_for(url),
+                ) as response,
+            ):
+                content = await response.content.read(MAX_BODY)
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise unreachable(url, error) from error
+        if response.status != expected:
+            raise RefusedError(f"{method} {url}", response.status, f"expected status {expected}")
+        try:
+            return msgspec.json.decode(content)
+        except msgspec.DecodeError as error:
+            raise RefusedError(f"{method} {url}", response.status, "the answer is not JSON", str(error)) from error
