@@ -428,7 +428,7 @@ class YamuxSession:
         version, kind, flags, stream_id, length = header
         if version != VERSION:
             events.append(self._fail(ProtocolViolationError(f"unknown yamux version {version}")))
-        elif kind == _DATA or kind == _WINDOW_UPDATE:
+        elif kind <= _WINDOW_UPDATE:
             self._receive_stream_frame(kind, flags, stream_id, length, events)
         elif kind == _PING:
             self._receive_ping(flags, length, now, events)

@@ -1,0 +1,360 @@
+"""The driver of a yamux session: one reader, one guarded writer, and streams with back-pressure (agent-api.md §6.2)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Callable
+
+from agent.clock import Clock, wait_for
+from agent.protocol import yamux
+from agent.rpc.errors import ConnectionLostError, StreamBrokenError, TransportError
+from agent.rpc.transport import NORMAL, Transport
+
+WRITE_TIMEOUT = 10.0
+"""Seconds that one write may take before the connection counts as dead."""
+CLOSE_TIMEOUT = 5.0
+"""Seconds for the closing handshake of the transport."""
+
+
+class MuxStream:
+    """One stream of a connection. One task reads, one task writes."""
+
+    __slots__ = ("_buffer", "_connection", "_discard", "_ended", "_error", "_readable", "_writable", "id")
+
+    def __init__(self, connection: MuxConnection, stream_id: int) -> None:
+        self.id = stream_id
+        self._connection = connection
+        self._buffer: deque[bytes] = deque()
+        self._readable = asyncio.Event()
+        self._writable = asyncio.Event()
+        self._ended = False
+        self._discard = False
+        self._error: Exception | None = None
+
+    async def read(self) -> bytes:
+        """What has arrived; empty at the end. Raises `StreamBrokenError`, `ConnectionLostError`."""
+        while not self._buffer:
+            if self._error is not None:
+                raise self._error
+            if self._ended:
+                return b""
+            self._readable.clear()
+            await self._readable.wait()
+        data = self._buffer.popleft() if len(self._buffer) == 1 else b"".join(self._buffer)
+        self._buffer.clear()
+        self._connection.consume(self.id, len(data))
+        return data
+
+    async def write(self, data: bytes) -> None:
+        """Queue all of `data`, waiting for the peer's window. Raises `StreamBrokenError`, `ConnectionLostError`."""
+        view = memoryview(data)
+        while True:
+            if self._error is not None:
+                raise self._error
+            self._writable.clear()
+            view = view[self._connection.send(self.id, view) :]
+            if not view:
+                return
+            await self._writable.wait()
+
+    def close(self, *, discard: bool = False) -> None:
+        """Send FIN. With `discard`, what still arrives is thrown away, so that the peer is never blocked by it."""
+        if discard:
+            self._discard = True
+            left = sum(map(len, self._buffer))
+            self._buffer.clear()
+            if left:
+                self._connection.consume(self.id, left)
+        self._connection.finish(self.id)
+
+    def reset(self) -> None:
+        """Drop the stream in both directions at once."""
+        self._connection.abort(self.id)
+        self.fail(StreamBrokenError(f"stream {self.id} was reset"))
+
+    # ---- called by the connection
+
+    def feed(self, data: bytes) -> None:
+        """Bytes of the peer."""
+        if self._discard:
+            self._connection.consume(self.id, len(data))
+            return
+        self._buffer.append(data)
+        self._readable.set()
+
+    def feed_eof(self) -> None:
+        """The peer's FIN."""
+        self._ended = True
+        self._readable.set()
+
+    def wake_writer(self) -> None:
+        """There is room again."""
+        self._writable.set()
+
+    def fail(self, error: Exception) -> None:
+        """The stream is gone; the first cause stays."""
+        if self._error is None:
+            self._error = error
+        self._readable.set()
+        self._writable.set()
+
+
+class MuxConnection:
+    """A yamux session over a transport. `on_stream` is called for every stream that the peer opens."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        role: yamux.Role,
+        clock: Clock,
+        on_stream: Callable[[MuxStream], None] | None = None,
+    ) -> None:
+        self._transport = transport
+        self._clock = clock
+        self._on_stream = on_stream
+        self._session = yamux.YamuxSession(role, clock.now())
+        self._streams: dict[int, MuxStream] = {}
+        self._output = asyncio.Event()
+        self._slots = asyncio.Event()
+        self._blocked: set[int] = set()
+        """Streams whose writer waits for room in the outgoing buffer."""
+        self._pings: dict[int, asyncio.Future[float]] = {}
+        self._write_began: float | None = None
+        self._closed: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Begin to read, write and keep alive."""
+        for name, body in (("reader", self._read()), ("writer", self._write()), ("timer", self._keep_time())):
+            self._tasks.append(asyncio.create_task(body, name=f"yamux {name}"))
+
+    @property
+    def closed(self) -> bool:
+        """Whether the connection has ended."""
+        return self._closed.done()
+
+    async def wait_closed(self) -> Exception | None:
+        """Wait for the end; the cause, or None when it ended by a plain close."""
+        return await asyncio.shield(self._closed)
+
+    async def open_stream(self) -> MuxStream:
+        """Open a stream, waiting while 256 opens are unacknowledged. Raises `ConnectionLostError`."""
+        while True:
+            self._check()
+            try:
+                stream_id = self._session.open_stream(self._clock.now())
+                break
+            except yamux.OpenLimitError:
+                self._slots.clear()
+                await self._slots.wait()
+            except yamux.YamuxError as error:
+                raise ConnectionLostError(str(error)) from error
+        stream = self._streams[stream_id] = MuxStream(self, stream_id)
+        self._output.set()
+        return stream
+
+    async def ping(self, timeout: float) -> float:
+        """Round trip in seconds. Raises `ConnectionLostError` when no answer came within `timeout` seconds."""
+        self._check()
+        try:
+            ping_id = self._session.ping(self._clock.now())
+        except yamux.YamuxError as error:
+            raise ConnectionLostError(str(error)) from error
+        self._output.set()
+        answer = self._pings[ping_id] = asyncio.get_running_loop().create_future()
+        try:
+            return await wait_for(self._clock, answer, timeout)
+        except TimeoutError as error:
+            raise ConnectionLostError(f"no answer to a ping within {timeout:g} s") from error
+        finally:
+            self._pings.pop(ping_id, None)
+            self._session.forget_ping(ping_id)
+
+    async def aclose(self, code: int = NORMAL, reason: str = "") -> None:
+        """Write what is queued, close the transport and wait for the tasks. Idempotent."""
+        self._end(None)
+        current = asyncio.current_task()
+        tasks = [task for task in self._tasks if task is not current]
+        for task in tasks:
+            task.cancel()
+        try:
+            await asyncio.gather(*tasks, return_exceptions=True)
+        finally:
+            with contextlib.suppress(TimeoutError, TransportError):
+                await wait_for(self._clock, self._close_transport(code, reason), CLOSE_TIMEOUT)
+
+    async def _close_transport(self, code: int, reason: str) -> None:
+        try:
+            if chunks := self._session.data_to_send():
+                await self._transport.send(chunks)
+        finally:
+            await self._transport.aclose(code, reason)
+
+    # ---- called by streams
+
+    def send(self, stream_id: int, data: memoryview) -> int:
+        """Bytes taken; when there is no room, the stream's writer is woken later."""
+        if not data:
+            return 0
+        try:
+            accepted = self._session.send(stream_id, data)
+        except yamux.StreamClosedError as error:
+            raise StreamBrokenError(str(error)) from error
+        except yamux.YamuxError as error:
+            raise ConnectionLostError(str(error)) from error
+        if accepted < len(data):
+            self._blocked.add(stream_id)
+        self._output.set()
+        return accepted
+
+    def consume(self, stream_id: int, count: int) -> None:
+        """The stream's reader took bytes."""
+        self._session.consume(stream_id, count)
+        if self._session.pending:
+            self._output.set()
+
+    def finish(self, stream_id: int) -> None:
+        """The stream sends no more."""
+        self._session.close(stream_id, self._clock.now())
+        self._after_local_end(stream_id)
+
+    def abort(self, stream_id: int) -> None:
+        """The stream is dropped."""
+        self._session.reset(stream_id)
+        self._after_local_end(stream_id)
+
+    def _after_local_end(self, stream_id: int) -> None:
+        if not self._session.knows(stream_id):
+            self._streams.pop(stream_id, None)
+            self._slots.set()
+        self._output.set()
+
+    # ---- tasks
+
+    async def _read(self) -> None:
+        try:
+            while not self.closed:
+                data = await self._transport.receive()
+                if not data:
+                    self._end(None)
+                    return
+                self._handle(self._session.receive_data(data, self._clock.now()))
+                if self._session.pending:
+                    self._output.set()
+        except TransportError as error:
+            self._end(error)
+
+    async def _write(self) -> None:
+        try:
+            while True:
+                await self._output.wait()
+                self._output.clear()
+                while chunks := self._session.data_to_send():
+                    self._write_began = self._clock.now()
+                    await self._transport.send(chunks)
+                    self._write_began = None
+                    blocked, self._blocked = self._blocked, set()
+                    for stream_id in blocked:
+                        if stream := self._streams.get(stream_id):
+                            stream.wake_writer()
+                if self._session.error is not None:
+                    self._end(self._session.error)
+                    return
+        except TransportError as error:
+            self._end(error)
+
+    async def _keep_time(self) -> None:
+        """Keep-alive and the limits of the session; looks at the writer at least every `WRITE_TIMEOUT`."""
+        while not self.closed:
+            now = self._clock.now()
+            if self._write_began is not None and now - self._write_began >= WRITE_TIMEOUT:
+                self._end(ConnectionLostError(f"the peer did not take data for {WRITE_TIMEOUT:g} s"))
+                return
+            self._handle(self._session.handle_timeout(now))
+            if self._session.pending:
+                self._output.set()
+            due = self._session.next_timeout()
+            if due is None:
+                return
+            await self._clock.sleep(max(min(due - now, WRITE_TIMEOUT), 0.001))
+
+    # ---- events
+
+    def _handle(self, events: list[yamux.Event]) -> None:
+        for event in events:
+            match event:
+                case yamux.DataReceived(stream_id, data):
+                    if stream := self._streams.get(stream_id):
+                        stream.feed(data)
+                case yamux.WindowOpened(stream_id):
+                    if stream := self._streams.get(stream_id):
+                        stream.wake_writer()
+                case yamux.StreamOpened(stream_id):
+                    self._accept(stream_id)
+                case yamux.StreamFinished(stream_id):
+                    self._finished(stream_id)
+                case yamux.StreamReset(stream_id):
+                    if stream := self._streams.pop(stream_id, None):
+                        stream.fail(StreamBrokenError(f"the peer reset stream {stream_id}"))
+                    self._slots.set()
+                case yamux.StreamAcknowledged():
+                    self._slots.set()
+                case yamux.PingAnswered(ping_id, rtt):
+                    answer = self._pings.get(ping_id)
+                    if answer is not None and not answer.done():
+                        answer.set_result(rtt)
+                case yamux.GoAwayReceived():
+                    self._slots.set()
+                case yamux.SessionFailed(error):
+                    # The writer sends the GoAway that may be queued, then ends the connection.
+                    self._fail_streams(error)
+                    self._output.set()
+
+    def _accept(self, stream_id: int) -> None:
+        if self._on_stream is None:
+            self._session.reset(stream_id)
+            return
+        self._session.accept(stream_id)
+        stream = self._streams[stream_id] = MuxStream(self, stream_id)
+        self._on_stream(stream)
+
+    def _finished(self, stream_id: int) -> None:
+        stream = self._streams.get(stream_id)
+        if not self._session.knows(stream_id):
+            self._streams.pop(stream_id, None)
+            self._slots.set()
+        if stream is not None:
+            stream.feed_eof()
+
+    def _check(self) -> None:
+        if self.closed:
+            raise self._lost(self._closed.result())
+        if self._session.error is not None:
+            raise self._lost(self._session.error)
+
+    def _end(self, cause: Exception | None) -> None:
+        """Close once; the first cause is what every waiter gets."""
+        if self._closed.done():
+            return
+        self._closed.set_result(cause)
+        self._fail_streams(cause)
+        for task in self._tasks:
+            if task is not asyncio.current_task():
+                task.cancel()
+
+    def _fail_streams(self, cause: Exception | None) -> None:
+        for stream in self._streams.values():
+            stream.fail(self._lost(cause))
+        self._streams.clear()
+        for answer in self._pings.values():
+            if not answer.done():
+                answer.set_exception(self._lost(cause))
+        self._slots.set()
+
+    @staticmethod
+    def _lost(cause: Exception | None) -> ConnectionLostError:
+        error = ConnectionLostError(f"the connection ended: {cause}" if cause else "the connection was closed")
+        error.__cause__ = cause
+        return error
