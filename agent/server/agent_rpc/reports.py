@@ -1,0 +1,262 @@
+"""What an agent reports, checked and turned into plain values (agent-api.md §11). No database, no waiting.
+
+A report that cannot be taken raises `ReportRefusedError`; its text is the answer to the agent, word for word.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Protocol
+from uuid import UUID
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from agent.api.proto import agent_pb2 as pb
+
+MAX_METADATA_VALUE = MAX_METADATA_ERROR = 2048  # bytes (§11.2)
+MAX_METADATA_KEYS = 6144  # bytes, all keys of one report
+
+# The names that the REST API shows (§3.1) per number on the wire.
+_LIFECYCLE_NAMES = {state: name.lower() for name, state in pb.Lifecycle.State.items() if state}
+_SUBSYSTEM_NAMES = {value: name.lower() for name, value in pb.Startup.Subsystem.items() if value}
+_HEALTH_NAMES = {value: name.lower() for name, value in pb.AppHealth.items() if value}
+_STAGE_NAMES = {value: name.lower() for name, value in pb.Timing.Stage.items()}
+_STATUS_NAMES = {value: name.lower() for name, value in pb.Timing.Status.items()}
+_ACTION_NAMES = {value: name.lower() for name, value in pb.Connection.Action.items() if value}
+_TYPE_NAMES = {value: name.lower() for name, value in pb.Connection.Type.items() if value}
+
+_YEAR_ONE = -62135596800  # seconds of 0001-01-01, the zero time of the Go agent
+_LAST_SECOND = 253402300799  # 9999-12-31T23:59:59
+
+
+class ReportRefusedError(ValueError):
+    """The agent gets this text as the error of its call."""
+
+
+@dataclass(frozen=True, slots=True)
+class StartupReport:
+    """§11.5. `subsystems` has no duplicates."""
+
+    version: str
+    expanded_directory: str
+    subsystems: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LifecycleReport:
+    """§11.4. `state` is the name that the REST API shows."""
+
+    state: str
+    changed_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class MetadataValue:
+    """One result, trimmed and within the limits of §11.2."""
+
+    key: str
+    value: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class TimingReport:
+    """One run of a script, §11.6."""
+
+    script_id: UUID
+    start: datetime
+    end: datetime
+    exit_code: int
+    stage: str
+    status: str
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionReport:
+    """§11.8. `status_code` and `reason` belong to a disconnect; `ip` is None when it was none."""
+
+    id: UUID
+    action: str
+    type: str
+    at: datetime
+    ip: str | None
+    status_code: int | None
+    reason: str | None
+
+
+class KnownApp(Protocol):
+    """What `parse_app_healths` needs to know of an app."""
+
+    @property
+    def slug(self) -> str: ...
+    @property
+    def healthcheck_url(self) -> str: ...
+
+
+def parse_startup(startup: pb.Startup | None) -> StartupReport:
+    """Raises `ReportRefusedError` unless the version is semantic with a leading `v` (§11.5)."""
+    if startup is None:
+        raise ReportRefusedError("startup is required")
+    if _SEMVER.fullmatch(startup.version) is None:
+        raise ReportRefusedError(f"invalid agent semver version {quote(startup.version)}")
+    for subsystem in startup.subsystems:
+        if subsystem not in _SUBSYSTEM_NAMES:
+            raise ReportRefusedError(f"invalid agent subsystem {_enum(pb.Startup.Subsystem.items(), subsystem)}")
+    names = dict.fromkeys(_SUBSYSTEM_NAMES[subsystem] for subsystem in startup.subsystems)
+    return StartupReport(clean(startup.version), clean(startup.expanded_directory), tuple(names))
+
+
+def parse_lifecycle(lifecycle: pb.Lifecycle | None, now: datetime) -> LifecycleReport:
+    """A state without a time, or with the zero time of the Go agent, happened `now`."""
+    if lifecycle is None:
+        raise ReportRefusedError("lifecycle is required")
+    state = _LIFECYCLE_NAMES.get(lifecycle.state)
+    if state is None:
+        raise ReportRefusedError(f"unknown lifecycle state {_enum(pb.Lifecycle.State.items(), lifecycle.state)}")
+    changed_at = _time(lifecycle.changed_at) if lifecycle.HasField("changed_at") else None
+    return LifecycleReport(state, changed_at or now)
+
+
+def parse_metadata(entries: Iterable[pb.Metadata]) -> tuple[list[MetadataValue], str]:
+    """The values to store and, when the keys were too long, the error to answer after storing them (§11.2)."""
+    values: list[MetadataValue] = []
+    length = 0
+    for entry in entries:
+        length += len(entry.key.encode())
+        if length > MAX_METADATA_KEYS:
+            return values, f"metadata keys of {length} bytes exceeded {MAX_METADATA_KEYS} bytes"
+        if not entry.HasField("result"):
+            raise ReportRefusedError(f"metadata {quote(entry.key)} has no result")
+        value, error = clean(entry.result.value.strip()), clean(entry.result.error.strip())
+        value_size, error_size = len(value.encode()), len(error.encode())
+        if error_size > MAX_METADATA_ERROR:
+            error = f"error of {error_size} bytes exceeded {MAX_METADATA_ERROR} bytes"
+        if value_size > MAX_METADATA_VALUE:
+            value = value.encode()[:MAX_METADATA_VALUE].decode(errors="ignore")
+            error = f"value of {value_size} bytes exceeded {MAX_METADATA_VALUE} bytes"
+        values.append(MetadataValue(clean(entry.key), value, error))
+    return values, ""
+
+
+def parse_app_healths(
+    updates: Iterable[pb.BatchUpdateAppHealthRequest.HealthUpdate], apps: dict[UUID, KnownApp]
+) -> dict[UUID, str]:
+    """The health per app; one bad update refuses all of them (§11.3)."""
+    healths: dict[UUID, str] = {}
+    for update in updates:
+        app_id = parse_uuid(update.id, "parse workspace app ID " + quote_bytes(update.id))
+        app = apps.get(app_id)
+        if app is None:
+            raise ReportRefusedError(f'workspace app ID "{app_id}" not found')
+        if not app.healthcheck_url:
+            raise ReportRefusedError(f'workspace app "{app_id}" ({quote(app.slug)}) does not have healthchecks enabled')
+        health = _HEALTH_NAMES.get(update.health)
+        if health is None:
+            raise ReportRefusedError(f"unknown health status {_enum(pb.AppHealth.items(), update.health)}")
+        healths[app_id] = health
+    return healths
+
+
+def parse_timing(timing: pb.Timing | None) -> TimingReport:
+    """Order and texts of the checks as §11.6."""
+    if timing is None:
+        raise ReportRefusedError("script timing is required")
+    script_id = parse_uuid(timing.script_id, "script id from bytes")
+    start = _time(timing.start) if timing.HasField("start") else None
+    if start is None:
+        raise ReportRefusedError("script start time is required and cannot be zero")
+    end = _time(timing.end) if timing.HasField("end") else None
+    if end is None:
+        raise ReportRefusedError("script end time is required and cannot be zero")
+    if start > end:
+        raise ReportRefusedError("script start time cannot be after end time")
+    stage, status = _STAGE_NAMES.get(timing.stage), _STATUS_NAMES.get(timing.status)
+    if stage is None or status is None:
+        unknown = f"stage {timing.stage}" if stage is None else f"status {timing.status}"
+        raise ReportRefusedError(f"insert workspace agent script timings into database: unknown {unknown}")
+    return TimingReport(script_id, start, end, timing.exit_code, stage, status)
+
+
+def parse_connection(connection: pb.Connection | None, now: datetime) -> ConnectionReport:
+    """Order and texts of the checks as §11.8."""
+    if connection is None:
+        raise ReportRefusedError("connection is required")
+    identity = parse_uuid(connection.id, "connection id from bytes")
+    if identity.int == 0:
+        raise ReportRefusedError("connection ID cannot be nil")
+    action = _ACTION_NAMES.get(connection.action)
+    if action is None:
+        raise ReportRefusedError(
+            f"unknown agent connection action {_enum(pb.Connection.Action.items(), connection.action)}"
+        )
+    kind = _TYPE_NAMES.get(connection.type)
+    if kind is None:
+        raise ReportRefusedError(f"unknown agent connection type {_enum(pb.Connection.Type.items(), connection.type)}")
+    try:
+        ip: str | None = str(ipaddress.ip_address(connection.ip))
+    except ValueError:
+        ip = None
+    ended = action == "disconnect"
+    return ConnectionReport(
+        id=identity,
+        action=action,
+        type=kind,
+        at=(_time(connection.timestamp) if connection.HasField("timestamp") else None) or now,
+        ip=ip,
+        status_code=connection.status_code if ended else None,
+        reason=clean(connection.reason) if ended and connection.HasField("reason") else None,
+    )
+
+
+def clean(text: str) -> str:
+    """Text that every database takes: a NUL byte becomes ❌ (§10.3). What was decoded is valid UTF-8 already."""
+    return text.replace("\0", "❌")
+
+
+def parse_uuid(value: bytes, context: str) -> UUID:
+    """A UUID out of its 16 bytes; `context` opens the text of the refusal."""
+    if len(value) != 16:
+        raise ReportRefusedError(f"{context}: invalid UUID (got {len(value)} bytes)")
+    return UUID(bytes=value)
+
+
+def quote(text: str) -> str:
+    """As Go's `%q` would show it."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def quote_bytes(value: bytes) -> str:
+    """As Go's `%q` would show bytes that are mostly no text."""
+    return '"' + "".join(_quoted_byte(byte) for byte in value[:64]) + '"'
+
+
+def _quoted_byte(byte: int) -> str:
+    if byte in b'"\\':
+        return "\\" + chr(byte)
+    return chr(byte) if 0x20 <= byte < 0x7F else f"\\x{byte:02x}"
+
+
+def _enum(items: Iterable[tuple[str, int]], value: int) -> str:
+    return quote(next((name for name, number in items if number == value), str(value)))
+
+
+def _time(stamp: Timestamp) -> datetime | None:
+    """Microseconds UTC (§1.4); None for the zero time and for what is no time at all."""
+    if not _YEAR_ONE <= stamp.seconds <= _LAST_SECOND or not 0 <= stamp.nanos < 1_000_000_000:
+        return None
+    if stamp.seconds == _YEAR_ONE and stamp.nanos == 0:
+        return None
+    return _EPOCH + timedelta(seconds=stamp.seconds, microseconds=stamp.nanos // 1000)
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_NUMBER = r"(?:0|[1-9][0-9]*)"
+_PRE = r"(?:0|[1-9][0-9]*|[0-9]*[A-Za-z-][0-9A-Za-z-]*)"
+_SEMVER = re.compile(
+    rf"v{_NUMBER}(?:\.{_NUMBER}(?:\.{_NUMBER}(?:-{_PRE}(?:\.{_PRE})*)?(?:\+[0-9A-Za-z-]+(?:\.[0-9A-Za-z-]+)*)?)?)?"
+)
