@@ -140,7 +140,7 @@ class Client:
                 response.status,
                 f"{self.url} answered {response.status} with {response.content_type}: is it a workspace-agent server?",
             )
-        raise ApiError(response.status, _explain(json.loads(body), response.status))
+        raise ApiError(response.status, explain(json.loads(body), response.status))
 
     def _unreachable(self, error: BaseException) -> CliError:
         reason = f"no answer within {REQUEST_LIMIT:.0f} s" if isinstance(error, TimeoutError) else str(error)
@@ -151,7 +151,7 @@ class _BrokenError(Exception):
     """A follow socket ended in another way than by the server's decision."""
 
 
-def _explain(body: Any, status: int) -> str:
+def explain(body: Any, status: int) -> str:
     """One line from an error body (agent-api.md §1.5); one more per mistake where the server lists several."""
     if not isinstance(body, dict) or not body.get("message"):
         return f"the server answered {status} and gave no reason"

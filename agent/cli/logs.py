@@ -32,18 +32,18 @@ async def logs(client: Client, agent: str, follow: bool, sources: tuple[str, ...
     """Print what the scripts of AGENT (name or id) wrote."""
     found = await client.get(f"agents/{agent}")
     names = await _source_names(client, found["id"])
-    wanted = _select(names, sources)
+    wanted = select_sources(names, sources)
     lines = client.follow_logs(found["id"]) if follow else _stored(client, found["id"])
     async for line in lines:
         if line["source_id"] not in names:  # registered after the command began
             names = {line["source_id"]: "", **await _source_names(client, found["id"])}
-            wanted = _select(names, sources)
+            wanted = select_sources(names, sources)
         if wanted is not None and line["source_id"] not in wanted:
             continue
         if as_json:
             click.echo(json.dumps(line, ensure_ascii=False))
         else:
-            click.echo(_render(line, names.get(line["source_id"], "")))
+            click.echo(render(line, names.get(line["source_id"], "")))
 
 
 async def _stored(client: Client, agent_id: str) -> AsyncIterator[dict[str, Any]]:
@@ -56,7 +56,7 @@ async def _source_names(client: Client, agent_id: str) -> dict[str, str]:
     return {source["id"]: source["display_name"] for source in found["log_sources"]}
 
 
-def _select(names: dict[str, str], sources: tuple[str, ...]) -> set[str] | None:
+def select_sources(names: dict[str, str], sources: tuple[str, ...]) -> set[str] | None:
     if not sources:
         return None
     wanted = {key for key, name in names.items() if key in sources or name in sources}
@@ -67,6 +67,7 @@ def _select(names: dict[str, str], sources: tuple[str, ...]) -> set[str] | None:
     return wanted
 
 
-def _render(line: dict[str, Any], source: str) -> str:
+def render(line: dict[str, Any], source: str) -> str:
+    """A log line for people: where it is from, and a colour by its level."""
     prefix = click.style(f"{source} | ", fg="cyan") if source else ""
     return prefix + click.style(line["output"], **_STYLES.get(line["level"], {}))

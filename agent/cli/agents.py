@@ -1,0 +1,142 @@
+"""`workspace-agent agents …`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from agent.cli.command import json_option, with_client
+from agent.cli.errors import CliError
+from agent.cli.output import ago, print_fields, print_json, print_table
+
+if TYPE_CHECKING:
+    from agent.cli.client import Client
+
+
+@click.group()
+def agents() -> None:
+    """See and manage agents at the server."""
+
+
+@agents.command("list")
+@json_option
+@with_client
+async def list_(client: Client, as_json: bool) -> None:
+    """List the agents that you may see."""
+    found = await client.get("agents")
+    if as_json:
+        print_json(found)
+        return
+    print_table(
+        ["NAME", "OWNER", "STATUS", "LIFECYCLE", "LAST SEEN", "VERSION"],
+        [
+            [
+                agent["name"],
+                agent["owner_name"],
+                agent["status"],
+                agent["lifecycle_state"],
+                ago(agent.get("last_connected_at")),
+                agent["version"] or "-",
+            ]
+            for agent in found
+        ],
+    )
+
+
+@agents.command()
+@click.argument("agent")
+@json_option
+@with_client
+async def show(client: Client, agent: str, as_json: bool) -> None:
+    """Show one agent: its states, apps, scripts and metadata."""
+    found = await client.get(f"agents/{agent}")
+    found = {**found, **await client.get(f"workspaceagents/{found['id']}")}
+    if as_json:
+        print_json(found)
+        return
+    print_fields(
+        [
+            ("name", found["name"]),
+            ("id", found["id"]),
+            ("owner", found["owner_name"]),
+            ("status", found["status"]),
+            ("lifecycle", found["lifecycle_state"]),
+            ("health", found["health"].get("reason", "healthy")),
+            ("connected", ago(found.get("last_connected_at"))),
+            ("directory", found.get("expanded_directory") or found.get("directory", "")),
+            ("version", found["version"]),
+            ("help", found["troubleshooting_url"] if not found["health"]["healthy"] else ""),
+        ]
+    )
+    if found["apps"]:
+        click.echo()
+        print_table(
+            ["APP", "URL", "HEALTH"], [[app["slug"], app.get("url", ""), app["health"]] for app in found["apps"]]
+        )
+    if found["scripts"]:
+        click.echo()
+        print_table(
+            ["SCRIPT", "RUNS", "RESULT"],
+            [[script["display_name"], _when(script), script.get("status") or "-"] for script in found["scripts"]],
+        )
+
+
+def _when(script: dict[str, object]) -> str:
+    phases = [name for name, flag in (("start", "run_on_start"), ("stop", "run_on_stop")) if script[flag]]
+    return ", ".join([*phases, *([f"cron {script['cron']}"] if script["cron"] else [])]) or "never"
+
+
+@agents.command()
+@click.option(
+    "-f",
+    "--file",
+    "file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    required=True,
+    help="YAML or JSON; - reads standard input.",
+)
+@json_option
+@with_client
+async def create(client: Client, file: Path, as_json: bool) -> None:
+    """Create an agent from a definition file. Its token is shown once."""
+    try:
+        text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise CliError(f"cannot read {file}: {reason}") from error
+    created = await client.request("POST", "agents", text=text)
+    if as_json:
+        print_json(created)
+        return
+    click.echo(f"created {click.style(created['name'], bold=True)}; start it in the workspace with:\n")
+    click.echo(f"  CODER_AGENT_URL={client.url} CODER_AGENT_TOKEN={created['token']} workspace-agent agent\n")
+    click.echo("The token is not shown again; `workspace-agent agents token` makes a new one.")
+
+
+@agents.command()
+@click.argument("agent")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@with_client
+async def delete(client: Client, agent: str, yes: bool) -> None:
+    """Delete an agent with its logs; its token stops working at once."""
+    found = await client.get(f"agents/{agent}")
+    if not yes:
+        click.confirm(f"Delete the agent {found['name']} with all that it reported?", abort=True)
+    await client.delete(f"agents/{found['id']}")
+    click.echo(f"deleted {found['name']}")
+
+
+@agents.command()
+@click.argument("agent")
+@json_option
+@with_client
+async def token(client: Client, agent: str, as_json: bool) -> None:
+    """Make a new token for an agent; the old one stops working."""
+    answer = await client.post(f"agents/{agent}/token")
+    if as_json:
+        print_json(answer)
+        return
+    click.echo(answer["token"])

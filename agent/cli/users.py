@@ -1,0 +1,89 @@
+"""`workspace-agent users …`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from agent.cli.command import json_option, with_client
+from agent.cli.output import ago, print_json, print_table
+
+if TYPE_CHECKING:
+    from agent.cli.client import Client
+
+_password = click.option(
+    "--password",
+    envvar="WORKSPACE_AGENT_PASSWORD",
+    prompt=True,
+    hide_input=True,
+    confirmation_prompt=True,
+    help="Asked for where it is not given.",
+)
+
+
+@click.group()
+def users() -> None:
+    """Manage the people who may log in (for owners)."""
+
+
+@users.command("list")
+@json_option
+@with_client
+async def list_(client: Client, as_json: bool) -> None:
+    """List all users."""
+    found = await client.get("users")
+    if as_json:
+        print_json(found)
+        return
+    print_table(
+        ["USERNAME", "E-MAIL", "ROLES", "LAST SEEN"],
+        [
+            [
+                user["username"],
+                user["email"],
+                ", ".join(role["name"] for role in user["roles"]) or "member",
+                ago(user["last_seen_at"]),
+            ]
+            for user in found["users"]
+        ],
+    )
+
+
+@users.command()
+@click.argument("username")
+@click.option("--email", prompt="E-mail", help="Asked for where it is not given.")
+@click.option("--owner", is_flag=True, help="May manage users and see the agents of all.")
+@_password
+@json_option
+@with_client
+async def create(client: Client, username: str, email: str, owner: bool, password: str, as_json: bool) -> None:
+    """Create a user."""
+    body = {"username": username, "email": email, "password": password, "role": "owner" if owner else "member"}
+    created = await client.post("users", body)
+    if as_json:
+        print_json(created)
+        return
+    click.echo(f"created {username}")
+
+
+@users.command()
+@click.argument("username")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@with_client
+async def delete(client: Client, username: str, yes: bool) -> None:
+    """Delete a user with the agents that belong to it."""
+    if not yes:
+        click.confirm(f"Delete the user {username} and the user's agents?", abort=True)
+    await client.delete(f"users/{username}")
+    click.echo(f"deleted {username}")
+
+
+@users.command()
+@click.argument("username")
+@_password
+@with_client
+async def password(client: Client, username: str, password: str) -> None:
+    """Set a user's password; the user's sessions end."""
+    await client.request("PUT", f"users/{username}/password", json={"password": password})
+    click.echo(f"set the password of {username}")
