@@ -60,7 +60,7 @@ class Client:
         return await self.request("GET", path, query=query)
 
     async def post(self, path: str, body: object = None) -> Any:
-        return await self.request("POST", path, json=body)
+        return await self.request("POST", path, json_body=body)
 
     async def delete(self, path: str) -> Any:
         return await self.request("DELETE", path)
@@ -71,12 +71,12 @@ class Client:
         path: str,
         *,
         query: Mapping[str, str] | None = None,
-        json: object = None,
+        json_body: object = None,
         text: str | None = None,
     ) -> Any:
-        """The decoded answer to `/api/v2/PATH`; `text` is sent as it is, `json` as JSON. Raises CliError."""
+        """The decoded answer to `/api/v2/PATH`; `text` is sent as it is, `json_body` as JSON. Raises CliError."""
         assert self._http is not None
-        body: dict[str, Any] = {"data": text.encode()} if text is not None else {"json": json}
+        body: dict[str, Any] = {"data": text.encode()} if text is not None else {"json": json_body}
         try:
             async with self._http.request(
                 method, f"{self.url}/api/v2/{path}", params=query or None, allow_redirects=False, **body
@@ -127,20 +127,25 @@ class Client:
                 raise _BrokenError
 
     async def _decode(self, response: aiohttp.ClientResponse) -> Any:
-        body = await response.read()
-        is_json = response.content_type == "application/json"
-        if response.status < 300 and (is_json or not body):
-            return json.loads(body) if body else None
-        if response.status == 401:
+        text = await response.read()
+        status = response.status
+        if status < 300 and not text:
+            return None
+        try:
+            if response.content_type != "application/json":
+                raise ValueError(response.content_type)
+            body = json.loads(text)
+        except ValueError as error:
             raise ApiError(
-                401, f"not logged in at {self.url}, or the session has expired; run: workspace-agent login {self.url}"
-            )
-        if not is_json:
+                status, f"{self.url} answered {status} without JSON ({error}): is it a workspace-agent server?"
+            ) from error
+        if status == 401 and self._session.token:
             raise ApiError(
-                response.status,
-                f"{self.url} answered {response.status} with {response.content_type}: is it a workspace-agent server?",
+                status, f"the session at {self.url} is not valid any more; run: workspace-agent login {self.url}"
             )
-        raise ApiError(response.status, explain(json.loads(body), response.status))
+        if status >= 300:
+            raise ApiError(status, explain(body, status))
+        return body
 
     def _unreachable(self, error: BaseException) -> CliError:
         reason = f"no answer within {REQUEST_LIMIT:.0f} s" if isinstance(error, TimeoutError) else str(error)

@@ -85,5 +85,5 @@ async def delete(client: Client, username: str, yes: bool) -> None:
 @with_client
 async def password(client: Client, username: str, password: str) -> None:
     """Set a user's password; the user's sessions end."""
-    await client.request("PUT", f"users/{username}/password", json={"password": password})
+    await client.request("PUT", f"users/{username}/password", json_body={"password": password})
     click.echo(f"set the password of {username}")

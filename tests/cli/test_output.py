@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from agent.cli.client import explain, base_url
+from agent.cli.client import base_url, explain
 from agent.cli.errors import CliError
-from agent.cli.logs import select_sources, render
+from agent.cli.logs import render, select_sources
 from agent.cli.output import ago, print_fields, print_json, print_table
 
 NOW = datetime(2026, 11, 24, 12, 0, 0, tzinfo=UTC)
