@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from agent.api.versions import ApiVersion
-
 
 class ControlError(Exception):
     """Base of this module's errors."""
@@ -55,8 +53,5 @@ class RefusedError(ControlError):
         return self.status in (502, 503, 504)
 
 
-class UnsupportedError(ControlError):
-    """The server is too old for this call, or does not know it (agent-api.md §7.2)."""
-
-    def __init__(self, name: str, server: ApiVersion) -> None:
-        super().__init__(f"the server (API {server}) does not offer {name}")
+class VersionMismatchError(ControlError):
+    """The server speaks no version of the API that this agent can: one of the two must be upgraded."""

@@ -20,7 +20,7 @@ from yarl import URL
 from agent.clock import Clock
 from agent.control.errors import RefusedError, UnreachableError, Validation
 
-TOKEN_HEADER = "Coder-Session-Token"
+TOKEN_HEADER = "Coder-Session-Token"  # noqa: S105 - the name of a header
 MAX_ERROR_BODY = 64 * 1024
 MAX_REDIRECTS = 10
 

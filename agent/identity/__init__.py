@@ -5,7 +5,7 @@ from agent.identity.token import (
     FileToken,
     FixedToken,
     IdentityError,
-    read_token_file,
+    token_source,
 )
 
-__all__ = ["CredentialSource", "FileToken", "FixedToken", "IdentityError", "read_token_file"]
+__all__ = ["CredentialSource", "FileToken", "FixedToken", "IdentityError", "token_source"]

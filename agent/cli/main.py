@@ -1,0 +1,66 @@
+"""The console command `workspace-agent`: a table of subcommands, each imported when it is asked for.
+
+The daemon must start fast and stay small, so nothing that another command needs (aiohttp, SQLAlchemy, rich) may be
+imported for it.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+import click
+
+from agent.version import version_text
+
+COMMANDS = {
+    "agent": "Run the daemon that connects this workspace to its control plane.",
+    "server": "Run the control plane.",
+    "login": "Log in at a server.",
+    "agents": "Show, create and delete agents.",
+    "logs": "Show the logs of an agent.",
+    "users": "Manage the users of a server.",
+    "tokens": "Manage API tokens.",
+}
+"""Name and short help. The command `x` is the attribute `x` of the module `agent.cli.x`."""
+
+EXTRA_PACKAGES = ("aiosqlite", "alembic", "argon2", "asyncpg", "sqlalchemy")
+
+
+class LazyGroup(click.Group):
+    """A group that knows its commands by name only."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        try:
+            command = getattr(import_module(f"agent.cli.{cmd_name}"), cmd_name)
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] not in EXTRA_PACKAGES:
+                raise
+            raise click.ClickException(
+                f'"{cmd_name}" needs {error.name}, which is not installed: pip install "workspace-agent[server]"'
+            ) from error
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        # click would import every command for its short help.
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+def _print_version(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
+    if asked and not ctx.resilient_parsing:
+        click.echo(version_text())
+        ctx.exit()
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Show the version."
+)
+def main() -> None:
+    """A workspace agent that speaks the Coder agent API, and an embedded control plane."""
