@@ -9,11 +9,10 @@ import asyncio
 import contextlib
 import fcntl
 import os
-import secrets
 import shutil
 import signal
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,6 +24,7 @@ from agent.cli.command import INTERRUPTED
 from agent.cli.errors import CliError
 from agent.cli.logs import render
 from agent.cli.session import Session
+from agent.testing.deployment import AGENT_STOP, CreatedAgent, Deployment
 from agent.testing.processes import Component, ComponentError
 
 T = TypeVar("T")
@@ -37,127 +37,86 @@ MARK = "WORKSPACE_AGENT_QUICKSTART"  # in the environment of everything that a r
 STARTED = {"ready", "start_error", "start_timeout"}
 STOPPED = {"off", "shutdown_error", "shutdown_timeout"}
 
-SERVER_START, CONNECT, START_PHASE, STOP_PHASE, SERVER_STOP = 30.0, 30.0, 120.0, 60.0, 10.0  # seconds
-LOOK_AGAIN = 0.2
+CONNECT, START_PHASE = 30.0, 120.0  # seconds
 QUIET = 1.2  # seconds without a new line after which the output of a phase is taken as complete
 
 
-class View:
-    """Prints an agent's log lines as they arrive at the server, and waits for its states."""
+class Lines:
+    """Prints an agent's log lines as they arrive at the server."""
 
-    def __init__(self, client: Client, agent_id: str, agent: Component) -> None:
-        self._client, self._id, self._agent = client, agent_id, agent
-        self._last_line = time.monotonic()
-        self.lines = 0
+    def __init__(self, client: Client, agent: CreatedAgent) -> None:
+        self._client, self._agent = client, agent
+        self._last = time.monotonic()
+        self.count = 0
 
-    async def print_lines(self) -> None:
-        found = await self._client.get(f"workspaceagents/{self._id}")
+    async def print(self) -> None:
+        found = await self._client.get(f"workspaceagents/{self._agent.id}")
         names = {source["id"]: source["display_name"] for source in found["log_sources"]}
-        async for line in self._client.follow_logs(self._id):
-            self._last_line = time.monotonic()
-            self.lines += 1
+        async for line in self._client.follow_logs(self._agent.id):
+            self._last = time.monotonic()
+            self.count += 1
             click.echo(render(line, names.get(line["source_id"], "")))
-
-    async def wait_for(self, field: str, wanted: set[str], seconds: float) -> str:
-        """Until `field` of the agent, as the server has it, is one of `wanted`."""
-        found: Any = None
-        try:
-            async with asyncio.timeout(seconds):
-                while (found := (await self._client.get(f"workspaceagents/{self._id}"))[field]) not in wanted:
-                    await asyncio.sleep(LOOK_AGAIN)
-        except TimeoutError:
-            wish = " or ".join(sorted(wanted))
-            raise ComponentError(
-                f"the agent's {field} is {found!r} at the server, not {wish}, after {seconds:g} s{self._agent.tail()}"
-            ) from None
-        return str(found)
 
     async def wait_for_quiet(self) -> None:
         """Lines and states travel apart; this lets the lines of a phase arrive before its state is told."""
         began = time.monotonic()
-        while time.monotonic() - max(self._last_line, began) < QUIET and time.monotonic() - began < 4 * QUIET:
-            await asyncio.sleep(LOOK_AGAIN / 4)
+        while time.monotonic() - max(self._last, began) < QUIET and time.monotonic() - began < 4 * QUIET:
+            await asyncio.sleep(QUIET / 20)
 
 
 async def run(stop: asyncio.Event, check: bool) -> None:
     """Everything between an empty state directory and the end of both programs."""
-    environment = {**os.environ, MARK: str(STATE)}
-    server = Component(
-        "server",
-        ["server", "--address", "127.0.0.1", "--data-dir", str(STATE / "server")],
-        directory=STATE,
-        environment=environment,
-    )
-    async with ended(server, SERVER_STOP):
-        await server.start()
-        url = (await server.wait_for_output(r"listening on (http://\S+)", SERVER_START))[1]
-        async with Client(Session(url, await first_user(url))) as client:
-            link = await client.post("users/me/login-links")
-            created = await client.request("POST", "agents", text=EXAMPLE.read_text())
-            token = STATE / "agent-token"
-            token.touch(0o600)
-            token.write_text(created["token"])
-            click.echo(f"{click.style('open', bold=True)} {link['url']}")
-            options = {"url": url, "token-file": token, "state-dir": STATE / "agent", "log-dir": STATE}
-            agent = Component(
-                "agent",
-                ["agent", *(f"--{name}={value}" for name, value in options.items())],
-                directory=STATE,
-                environment=environment,
-            )
-            async with ended(agent, STOP_PHASE):
-                await agent.start()
-                await show(View(client, created["id"], agent), agent, stop, check)
+    async with (
+        Deployment(STATE, port=None, environment={**os.environ, MARK: str(STATE)}) as deployment,
+        Client(Session(deployment.url, deployment.token)) as client,
+    ):
+        link = await client.post("users/me/login-links")
+        click.echo(f"{click.style('open', bold=True)} {link['url']}")
+        created = await deployment.create_agent(EXAMPLE.read_text())
+        agent = deployment.agent(created)
+        await agent.start()
+        await deployment.wait_for(created, CONNECT, status={"connected"})
+        click.secho("connected", fg="green", bold=True)
+        lines = Lines(client, created)
+        try:
+            async with asyncio.TaskGroup() as group:
+                printing = group.create_task(lines.print())
+                watching = group.create_task(fail_when_ended(agent))
+                await show_start(deployment, created, lines, stop, check)
+                watching.cancel()
+                agent.send_signal(signal.SIGTERM)
+                await show_stop(deployment, created, lines, check)
+                printing.cancel()
+        except BaseExceptionGroup as failures:
+            raise failures.exceptions[0] from None
+        if (code := await agent.stop(AGENT_STOP)) != 0:
+            raise ComponentError(f"the agent ended with exit status {code}{agent.tail()}")
 
 
-async def show(view: View, agent: Component, stop: asyncio.Event, check: bool) -> None:
-    """Print the agent's states and lines until it has stopped in order."""
-    await view.wait_for("status", {"connected"}, CONNECT)
-    click.secho("connected", fg="green", bold=True)
-    printing = asyncio.create_task(view.print_lines())
-    running = asyncio.create_task(fail_when_ended(agent))
-    phases = asyncio.create_task(show_phases(view, agent, stop, check, running))
-    tasks = {printing, running, phases}
-    try:
-        while not phases.done():
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                tasks.discard(task)
-                if not task.cancelled():
-                    task.result()
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def show_phases(
-    view: View, agent: Component, stop: asyncio.Event, check: bool, running: asyncio.Task[None]
+async def show_start(
+    deployment: Deployment, created: CreatedAgent, lines: Lines, stop: asyncio.Event, check: bool
 ) -> None:
-    state = await unless(stop, view.wait_for("lifecycle_state", STARTED, START_PHASE))
-    if state is not None:
-        await view.wait_for_quiet()
-        click.secho(state, fg="green" if state == "ready" else "red", bold=True)
-        if check and (state != "ready" or not view.lines):
-            raise ComponentError(f"the start phase ended as {state} with {view.lines} lines{agent.tail()}")
-        if not check:
-            click.secho("Ctrl-C stops it", dim=True)
-            await stop.wait()
-    running.cancel()
-    agent.send_signal(signal.SIGTERM)
-    state = await view.wait_for("lifecycle_state", STOPPED, STOP_PHASE)
-    await view.wait_for_quiet()
+    """Until the start phase is over (with `check`) or the person wants it to stop."""
+    found = await unless(stop, deployment.wait_for(created, START_PHASE, lifecycle_state=STARTED))
+    if found is None:
+        return
+    await lines.wait_for_quiet()
+    state = found["lifecycle_state"]
+    click.secho(state, fg="green" if state == "ready" else "red", bold=True)
+    if check and (state != "ready" or not lines.count):
+        raise ComponentError(f"the start phase ended as {state} with {lines.count} lines at the server")
+    if not check:
+        click.secho("Ctrl-C stops it", dim=True)
+        await stop.wait()
+
+
+async def show_stop(deployment: Deployment, created: CreatedAgent, lines: Lines, check: bool) -> None:
+    found = await deployment.wait_for(created, AGENT_STOP, lifecycle_state=STOPPED)
+    await lines.wait_for_quiet()
+    state = found["lifecycle_state"]
     click.secho(state, fg="green" if state == "off" else "red", bold=True)
     if check and state != "off":
-        raise ComponentError(f"the stop phase ended as {state}{agent.tail()}")
-
-
-async def first_user(url: str) -> str:
-    """Makes the owner of the new server; the session token."""
-    credentials = {"email": "admin@localhost", "password": secrets.token_urlsafe(16)}
-    async with Client(Session(url, "")) as client:
-        await client.post("users/first", {**credentials, "username": "admin"})
-        return str((await client.post("users/login", credentials))["session_token"])
+        raise ComponentError(f"the stop phase ended as {state}")
 
 
 async def fail_when_ended(component: Component) -> None:
@@ -174,19 +133,6 @@ async def unless(stop: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
     finally:
         working.cancel()
         stopping.cancel()
-
-
-@contextlib.asynccontextmanager
-async def ended(component: Component, seconds: float) -> AsyncIterator[None]:
-    """Whatever happens in the body, the child is stopped; the hard way where the body was cancelled."""
-    try:
-        yield
-    except asyncio.CancelledError:
-        await component.kill()
-        raise
-    finally:
-        if component.running:
-            await component.stop(seconds)
 
 
 @contextlib.contextmanager

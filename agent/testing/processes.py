@@ -25,14 +25,17 @@ class ComponentError(Exception):
 
 
 class Component:
-    """One child process: `python -m agent ARGUMENTS`, its output in `<directory>/<name>.log`."""
+    """One child process: `python -m agent ARGUMENTS`, its output in `<directory>/<name>.log`.
+
+    `arguments` may be changed before it is started again.
+    """
 
     def __init__(
         self, name: str, arguments: Sequence[str], *, directory: Path, environment: Mapping[str, str] | None = None
     ) -> None:
         self.name = name
         self.log = directory / f"{name}.log"
-        self._arguments = arguments
+        self.arguments = arguments
         self._directory = directory
         self._environment = environment
         self._process: asyncio.subprocess.Process | None = None
@@ -57,7 +60,7 @@ class Component:
                 sys.executable,
                 "-m",
                 "agent",
-                *self._arguments,
+                *self.arguments,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
