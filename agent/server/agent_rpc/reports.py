@@ -1,6 +1,7 @@
 """What an agent reports, checked and turned into plain values (agent-api.md §11). No database, no waiting.
 
-A report that cannot be taken raises `ReportRefusedError`; its text is the answer to the agent, word for word.
+Points in time are microseconds since 1970. A report that cannot be taken raises `ReportRefusedError`; its text is the
+answer to the agent, word for word.
 """
 
 from __future__ import annotations
@@ -10,13 +11,13 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from typing import Protocol
 from uuid import UUID
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from agent.api.proto import agent_pb2 as pb
+from agent.server.log_lines import clean
 
 MAX_METADATA_VALUE = MAX_METADATA_ERROR = 2048  # bytes (§11.2)
 MAX_METADATA_KEYS = 6144  # bytes, all keys of one report
@@ -52,7 +53,7 @@ class LifecycleReport:
     """§11.4. `state` is the name that the REST API shows."""
 
     state: str
-    changed_at: datetime
+    changed_at: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +70,8 @@ class TimingReport:
     """One run of a script, §11.6."""
 
     script_id: UUID
-    start: datetime
-    end: datetime
+    start: int
+    end: int
     exit_code: int
     stage: str
     status: str
@@ -83,7 +84,7 @@ class ConnectionReport:
     id: UUID
     action: str
     type: str
-    at: datetime
+    at: int
     ip: str | None
     status_code: int | None
     reason: str | None
@@ -111,7 +112,7 @@ def parse_startup(startup: pb.Startup | None) -> StartupReport:
     return StartupReport(clean(startup.version), clean(startup.expanded_directory), tuple(names))
 
 
-def parse_lifecycle(lifecycle: pb.Lifecycle | None, now: datetime) -> LifecycleReport:
+def parse_lifecycle(lifecycle: pb.Lifecycle | None, now: int) -> LifecycleReport:
     """A state without a time, or with the zero time of the Go agent, happened `now`."""
     if lifecycle is None:
         raise ReportRefusedError("lifecycle is required")
@@ -182,7 +183,7 @@ def parse_timing(timing: pb.Timing | None) -> TimingReport:
     return TimingReport(script_id, start, end, timing.exit_code, stage, status)
 
 
-def parse_connection(connection: pb.Connection | None, now: datetime) -> ConnectionReport:
+def parse_connection(connection: pb.Connection | None, now: int) -> ConnectionReport:
     """Order and texts of the checks as §11.8."""
     if connection is None:
         raise ReportRefusedError("connection is required")
@@ -213,11 +214,6 @@ def parse_connection(connection: pb.Connection | None, now: datetime) -> Connect
     )
 
 
-def clean(text: str) -> str:
-    """Text that every database takes: a NUL byte becomes ❌ (§10.3). What was decoded is valid UTF-8 already."""
-    return text.replace("\0", "❌")
-
-
 def parse_uuid(value: bytes, context: str) -> UUID:
     """A UUID out of its 16 bytes; `context` opens the text of the refusal."""
     if len(value) != 16:
@@ -245,16 +241,15 @@ def _enum(items: Iterable[tuple[str, int]], value: int) -> str:
     return quote(next((name for name, number in items if number == value), str(value)))
 
 
-def _time(stamp: Timestamp) -> datetime | None:
-    """Microseconds UTC (§1.4); None for the zero time and for what is no time at all."""
+def _time(stamp: Timestamp) -> int | None:
+    """Microseconds since 1970 (§1.4); None for the zero time and for what is no time at all."""
     if not _YEAR_ONE <= stamp.seconds <= _LAST_SECOND or not 0 <= stamp.nanos < 1_000_000_000:
         return None
     if stamp.seconds == _YEAR_ONE and stamp.nanos == 0:
         return None
-    return _EPOCH + timedelta(seconds=stamp.seconds, microseconds=stamp.nanos // 1000)
+    return stamp.seconds * 1_000_000 + stamp.nanos // 1000
 
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _NUMBER = r"(?:0|[1-9][0-9]*)"
 _PRE = r"(?:0|[1-9][0-9]*|[0-9]*[A-Za-z-][0-9A-Za-z-]*)"
 _SEMVER = re.compile(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from uuid import UUID
 
 import pytest
@@ -19,7 +18,7 @@ from agent.server.agent_rpc import reports
 from agent.server.agent_rpc.reports import ReportRefusedError
 from agent.server.agent_rpc.resources import ResourceState, judge, next_state
 
-NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, UTC)
+NOW = 1_767_323_045_678_901
 ID = UUID("936f0a74-460e-44d7-a254-0789f5951835")
 HALF_PAST = Timestamp(seconds=1730433233, nanos=500_000_999)
 YEAR_ONE = Timestamp(seconds=-62135596800)
@@ -54,7 +53,7 @@ def test_lifecycle() -> None:
     state = pb.Lifecycle.State
     report = reports.parse_lifecycle(pb.Lifecycle(state=state.START_TIMEOUT, changed_at=HALF_PAST), NOW)
     assert report.state == "start_timeout"
-    assert report.changed_at == datetime(2024, 11, 1, 3, 53, 53, 500_000, UTC)
+    assert report.changed_at == 1_730_433_233_500_000
     for without_time in (pb.Lifecycle(state=state.READY), pb.Lifecycle(state=state.READY, changed_at=YEAR_ONE)):
         assert reports.parse_lifecycle(without_time, NOW).changed_at == NOW
     with pytest.raises(ReportRefusedError, match=r'^unknown lifecycle state "STATE_UNSPECIFIED"$'):
@@ -187,10 +186,8 @@ def test_whatever_decodes_is_taken_or_refused(data: bytes) -> None:
 @given(st.integers(), st.integers())
 def test_any_time_stamp_is_a_time_or_none(seconds: int, nanos: int) -> None:
     stamp = Timestamp(seconds=max(min(seconds, 2**63 - 1), -(2**63)), nanos=max(min(nanos, 2**31 - 1), -(2**31)))
-    assert (
-        reports.parse_lifecycle(pb.Lifecycle(state=pb.Lifecycle.CREATED, changed_at=stamp), NOW).changed_at.tzinfo
-        is UTC
-    )
+    report = reports.parse_lifecycle(pb.Lifecycle(state=pb.Lifecycle.CREATED, changed_at=stamp), NOW)
+    assert -(2**63) < report.changed_at < 2**63
 
 
 OK, BAD, UNKNOWN = ResourceState.OK, ResourceState.BAD, ResourceState.UNKNOWN

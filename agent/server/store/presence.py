@@ -1,0 +1,56 @@
+"""Which agents are connected (agent-api.md §6.7); the database side of `monitor.Presence`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from uuid import UUID
+
+from sqlalchemy import func, update
+
+from agent.server.store.database import Database
+from agent.server.store.schema import Agent
+
+
+class PresenceStore:
+    """`now` gives microseconds since 1970."""
+
+    def __init__(self, database: Database, now: Callable[[], int]) -> None:
+        self._database = database
+        self._now = now
+
+    async def connected(self, agent: UUID, connection: UUID) -> None:
+        now = self._now()
+        async with self._database.transaction() as session:
+            await session.execute(
+                update(Agent)
+                .where(Agent.id == agent)
+                .values(
+                    connection_id=connection,
+                    first_connected_at=func.coalesce(Agent.first_connected_at, now),
+                    last_connected_at=now,
+                    updated_at=now,
+                )
+            )
+
+    async def seen(self, connections: Collection[tuple[UUID, UUID]]) -> None:
+        if not connections:
+            return
+        now = self._now()
+        async with self._database.transaction() as session:
+            await session.execute(
+                update(Agent)
+                .where(
+                    Agent.id.in_([agent for agent, _ in connections]),
+                    Agent.connection_id.in_([connection for _, connection in connections]),
+                )
+                .values(last_connected_at=now, updated_at=now)
+            )
+
+    async def disconnected(self, agent: UUID, connection: UUID) -> None:
+        now = self._now()
+        async with self._database.transaction() as session:
+            await session.execute(
+                update(Agent)
+                .where(Agent.id == agent, Agent.connection_id == connection)
+                .values(connection_id=None, disconnected_at=now, updated_at=now)
+            )
