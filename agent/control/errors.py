@@ -53,5 +53,9 @@ class RefusedError(ControlError):
         return self.status in (502, 503, 504)
 
 
+class RedirectError(ControlError):
+    """The server redirects to another origin, where the token must not go."""
+
+
 class VersionMismatchError(ControlError):
     """The server speaks no version of the API that this agent can: one of the two must be upgraded."""

@@ -1,28 +1,35 @@
 """The HTTP session that all traffic to the control plane goes through.
 
-A middleware adds the token and the owner's extra headers, and only to requests whose origin is the configured one:
-it runs again for every hop of a redirect, so nothing secret follows a redirect to another origin. The same middleware
+A middleware adds the token and the owner's extra headers. It runs again for every hop of a redirect and refuses hops
+to another origin: nothing secret may go there, and without the token nothing could be had there. The same middleware
 turns every unexpected status into `RefusedError` while the body can still be read, WebSocket handshakes included.
 """
 
 from __future__ import annotations
 
-import ipaddress
 import json
-import urllib.request
+import os
 from collections.abc import Sequence
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Any, TypedDict
 
 import aiohttp
 from yarl import URL
 
 from agent.clock import Clock
-from agent.control.errors import RefusedError, UnreachableError, Validation
+from agent.control.errors import RedirectError, RefusedError, UnreachableError, Validation
+from agent.proxy import ProxyError, proxy_for
 
 TOKEN_HEADER = "Coder-Session-Token"  # noqa: S105 - the name of a header
 MAX_ERROR_BODY = 64 * 1024
 MAX_REDIRECTS = 10
+
+
+class ProxyArguments(TypedDict, total=False):
+    """Arguments of an aiohttp request that send it through a proxy."""
+
+    proxy: URL
+    proxy_headers: dict[str, str]
 
 
 class ControlHttp:
@@ -56,13 +63,22 @@ class ControlHttp:
             )
         return self._session
 
-    def proxy_for(self, url: URL) -> str | None:
-        """The proxy that `HTTP_PROXY`, `HTTPS_PROXY` and `NO_PROXY` name for this URL; none for loopback."""
-        host = url.host or ""
-        if host == "localhost" or _is_loopback(host) or urllib.request.proxy_bypass_environment(host):  # type: ignore[attr-defined]
-            return None
-        scheme = {"ws": "http", "wss": "https"}.get(url.scheme, url.scheme)
-        return urllib.request.getproxies_environment().get(scheme)
+    def proxy(self) -> ProxyArguments:
+        """The arguments of a request that make it go through the proxy of the environment, if there is one.
+
+        Raises `UnreachableError` when a proxy variable is unusable.
+        """
+        try:
+            proxy = proxy_for(self.base, os.environ)
+        except ProxyError as error:
+            raise UnreachableError(f"{self.base}: {error}") from error
+        if proxy is None:
+            return {}
+        arguments: ProxyArguments = {"proxy": proxy.with_user(None)}
+        if proxy.user is not None:
+            credentials = aiohttp.encode_basic_auth(proxy.user, proxy.password or "")
+            arguments["proxy_headers"] = {"Proxy-Authorization": credentials}
+        return arguments
 
     async def aclose(self) -> None:
         """Close the session and its pooled connections; calling it again does nothing."""
@@ -72,11 +88,15 @@ class ControlHttp:
     async def _authenticate(
         self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
     ) -> aiohttp.ClientResponse:
-        if request.url.origin() == self.base:
-            if self.token:
-                request.headers[TOKEN_HEADER] = self.token
-            for name, value in self._headers:
-                request.headers.add(name, value)
+        if request.url.origin() != self.base:
+            raise RedirectError(
+                f"{self.base} redirects to {request.url.origin()}, where the token must not go; "
+                "set CODER_AGENT_URL to the address that the server really has"
+            )
+        if self.token:
+            request.headers[TOKEN_HEADER] = self.token
+        for name, value in self._headers:
+            request.headers.add(name, value)
         response = await handler(request)
         if response.status >= 400:
             raise await self._refusal(response)
@@ -85,7 +105,7 @@ class ControlHttp:
     async def _refusal(self, response: aiohttp.ClientResponse) -> RefusedError:
         request = f"{response.method} {response.url.with_query(None).with_user(None)}"
         try:
-            body = await response.content.read(MAX_ERROR_BODY)
+            body = await read_bounded(response, MAX_ERROR_BODY)
         except (aiohttp.ClientError, TimeoutError):
             body = b""  # the status alone says enough; a body that breaks off adds nothing
         finally:
@@ -126,14 +146,22 @@ def refusal(request: str, status: int, content_type: str, body: bytes, retry_aft
     return RefusedError(request, status, message, str(fields.get("detail") or ""), validations, retry_after)
 
 
+async def read_bounded(response: aiohttp.ClientResponse, limit: int) -> bytes:
+    """The body, cut to `limit` bytes."""
+    body = bytearray()
+    while len(body) < limit and (chunk := await response.content.read(limit - len(body))):
+        body += chunk
+    return bytes(body)
+
+
 def unreachable(url: URL, error: Exception) -> UnreachableError:
     """The typed error for whatever aiohttp raised while talking to `url`."""
-    reason = "no answer in time" if isinstance(error, TimeoutError) else str(error) or type(error).__name__
+    if isinstance(error, TimeoutError):
+        reason = "no answer in time"
+    elif isinstance(error, aiohttp.ClientHttpProxyError):
+        reason = f"the proxy refused the connection: {error.status} {error.message}"
+    elif isinstance(error, aiohttp.ClientConnectorCertificateError):
+        reason = f"{error}; SSL_CERT_FILE may name further authorities to trust"
+    else:
+        reason = str(error) or type(error).__name__
     return UnreachableError(f"{url.with_query(None).with_user(None)}: {reason}")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False

@@ -10,7 +10,7 @@ import msgspec
 
 from agent.clock import Clock, deadline
 from agent.control.errors import RefusedError
-from agent.control.http import ControlHttp, unreachable
+from agent.control.http import ControlHttp, read_bounded, unreachable
 
 REQUEST_LIMIT = 30.0
 """Seconds for one request, body included (agent-api.md §1.9)."""
@@ -40,11 +40,10 @@ class RestClient:
                     url,
                     data=msgspec.json.encode(body) + b"\n",
                     headers={"Content-Type": "application/json"},
-                    max_redirects=10,
-                    proxy=self._http.proxy_for(url),
+                    **self._http.proxy(),
                 ) as response,
             ):
-                content = await response.content.read(MAX_BODY)
+                content = await read_bounded(response, MAX_BODY)
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise unreachable(url, error) from error
         if response.status != expected:
