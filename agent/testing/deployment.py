@@ -89,9 +89,7 @@ class Deployment:
         """An agent by its definition, YAML or JSON, that belongs to the owner."""
         created = await self.request("POST", "agents", text=definition)
         token_file = self.directory / f"{created['name']}.token"
-        descriptor = os.open(token_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with open(descriptor, "w") as file:
-            file.write(created["token"])
+        await asyncio.to_thread(_write_private, token_file, created["token"])
         return CreatedAgent(created["id"], created["name"], token_file)
 
     def agent(self, created: CreatedAgent, *options: str, environment: Mapping[str, str] | None = None) -> Component:
@@ -149,3 +147,8 @@ class Deployment:
         login = {"email": "owner@localhost.invalid", "password": secrets.token_urlsafe(16)}
         await self.request("POST", "users/first", {**login, "username": "admin"})
         return str((await self.request("POST", "users/login", login))["session_token"])
+
+
+def _write_private(path: Path, text: str) -> None:
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        file.write(text)
