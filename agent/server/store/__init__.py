@@ -1,0 +1,11 @@
+"""The database: the one room that knows SQLAlchemy. One module of functions per subject, each taking the session.
+
+    async with database.transaction() as session:
+        await users.create(session, ...)
+"""
+
+from __future__ import annotations
+
+from agent.server.store.database import Database, DatabaseError, open_database
+
+__all__ = ["Database", "DatabaseError", "open_database"]

@@ -1,0 +1,120 @@
+"""The engine, transactions, and migrations at start."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, nullcontext
+from typing import Any
+
+from sqlalchemy import Connection, event, func, make_url, select
+from sqlalchemy.engine import URL
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+
+from agent.server.store import migrations
+
+DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg", "postgres": "postgresql+asyncpg"}
+BUSY_TIMEOUT = 30.0  # seconds that a SQLite writer waits for another one
+MIGRATION_LOCK = 0x776F726B  # any number of our own: replicas that start together migrate one after another
+
+
+class DatabaseError(Exception):
+    """The database cannot be used; the text says which one and why, without the password."""
+
+
+class Database:
+    """One database, open. Use `open_database`."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self.engine = engine
+        self._read = async_sessionmaker(engine, expire_on_commit=False)
+        self._write = async_sessionmaker(engine.execution_options(write=True), expire_on_commit=False)
+        self._one_writer = asyncio.Lock() if self.dialect == "sqlite" else None
+
+    @property
+    def dialect(self) -> str:
+        """`sqlite` or `postgresql`."""
+        return self.engine.dialect.name
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[AsyncSession]:
+        """A session whose work is committed at the end of the body, or rolled back when the body raises.
+
+        SQLite has one writer at a time. They wait here in the order they came, because its own waiting is polling, and
+        they take its lock at once, because a transaction that began by reading may be refused the lock later.
+        """
+        async with self._one_writer or nullcontext(), self._write() as session, session.begin():
+            yield session
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[AsyncSession]:
+        """A session that only reads: it sees one state of the database and never waits for a writer."""
+        async with self._read() as session:
+            yield session
+
+    async def aclose(self) -> None:
+        await self.engine.dispose()
+
+
+def parse_url(text: str) -> URL:
+    """The database's address with our drivers filled in. Raises `DatabaseError`."""
+    try:
+        url = make_url(text)
+    except ArgumentError as error:
+        raise DatabaseError(
+            "the database must be given like sqlite:///path/to/file or postgresql://user:password@host/name"
+        ) from error
+    driver = DRIVERS.get(url.drivername, url.drivername)
+    if driver not in DRIVERS.values():
+        raise DatabaseError(f"database {url.drivername!r} is not supported: use sqlite or postgresql")
+    return url.set(drivername=driver)
+
+
+def make_engine(url: URL) -> AsyncEngine:
+    """An engine with the settings that this program relies on."""
+    if url.get_backend_name() == "postgresql":
+        return create_async_engine(url, pool_size=10, max_overflow=10, pool_timeout=30, pool_pre_ping=True)
+    engine = create_async_engine(url, connect_args={"timeout": BUSY_TIMEOUT}, pool_size=5, max_overflow=5)
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def configure(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None  # the driver's own BEGIN comes too late; ours is below
+        cursor = connection.cursor()
+        for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    @event.listens_for(engine.sync_engine, "begin")
+    def begin(connection: Connection) -> None:
+        options = connection.get_execution_options()
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if options.get("write") else "BEGIN")
+
+    return engine
+
+
+async def open_database(text: str) -> Database:
+    """The database at this address, with its tables as this version wants them.
+
+    Raises `DatabaseError` when it cannot be reached, or belongs to a newer version of this program.
+    """
+    from alembic.util import CommandError
+
+    url = parse_url(text)
+    shown = url.render_as_string(hide_password=True)
+    # Both look at files.
+    scripts = await asyncio.to_thread(migrations.load)
+    engine = await asyncio.to_thread(make_engine, url)
+    try:
+        async with engine.execution_options(write=True).begin() as connection:
+            if connection.dialect.name == "postgresql":
+                await connection.execute(select(func.pg_advisory_xact_lock(MIGRATION_LOCK)))
+            await connection.run_sync(migrations.upgrade, scripts)
+    except BaseException as error:
+        await engine.dispose()
+        if isinstance(error, CommandError):
+            raise DatabaseError(f"{shown} was made by another version of this program: {error}") from error
+        if isinstance(error, OSError | SQLAlchemyError):
+            raise DatabaseError(f"cannot open the database {shown}: {getattr(error, 'orig', error)}") from error
+        raise
+    return Database(engine)
