@@ -89,24 +89,28 @@ def _when(script: dict[str, object]) -> str:
     return ", ".join([*phases, *([f"cron {script['cron']}"] if script["cron"] else [])]) or "never"
 
 
+def _read(_ctx: click.Context, _parameter: click.Parameter, file: Path) -> str:
+    try:
+        return sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise CliError(f"cannot read {file}: {reason}") from error
+
+
 @agents.command()
 @click.option(
     "-f",
     "--file",
-    "file",
-    type=click.Path(dir_okay=False, path_type=Path),
+    "text",
+    type=click.Path(path_type=Path),
+    callback=_read,
     required=True,
-    help="YAML or JSON; - reads standard input.",
+    help="The definition, YAML or JSON; - reads standard input.",
 )
 @json_option
 @with_client
-async def create(client: Client, file: Path, as_json: bool) -> None:
+async def create(client: Client, text: str, as_json: bool) -> None:
     """Create an agent from a definition file. Its token is shown once."""
-    try:
-        text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise CliError(f"cannot read {file}: {reason}") from error
     created = await client.request("POST", "agents", text=text)
     if as_json:
         print_json(created)

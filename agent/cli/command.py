@@ -37,10 +37,10 @@ def with_client(function: Callable[Concatenate[Client, P], Awaitable[None]]) -> 
         from agent.cli import session
         from agent.cli.client import Client
 
-        async def work() -> None:
-            async with Client(session.load()) as client:
+        async def work(current: session.Session) -> None:
+            async with Client(current) as client:
                 await function(client, *args, **kwargs)
 
-        run(work())
+        run(work(session.load()))
 
     return command

@@ -24,10 +24,15 @@ def login(url: str, token: str | None, email: str | None, password: str | None, 
 
     URL may also be a one-time login link. A server that has no user yet gets its first one, an owner.
     """
-    run(_login(url, token, email, password, username))
+    current, name = run(_login(url, token, email, password, username))
+    session.store(current)
+    click.echo(f"logged in at {current.url} as {click.style(name, bold=True)}")
 
 
-async def _login(text: str, token: str | None, email: str | None, password: str | None, username: str | None) -> None:
+async def _login(
+    text: str, token: str | None, email: str | None, password: str | None, username: str | None
+) -> tuple[session.Session, str]:
+    """The session, and the name of the user whose it is."""
     from agent.cli.client import Client, base_url
 
     url, rest = base_url(text)
@@ -37,10 +42,9 @@ async def _login(text: str, token: str | None, email: str | None, password: str 
                 token = await client.redeem(rest)
             else:
                 token = await _password_login(client, email, password, username)
-    async with Client(session.Session(url, token)) as client:
-        user = await client.get("users/me")
-    session.store(session.Session(url, token))
-    click.echo(f"logged in at {url} as {click.style(user['username'], bold=True)}")
+    current = session.Session(url, token)
+    async with Client(current) as client:
+        return current, (await client.get("users/me"))["username"]
 
 
 async def _password_login(client: Client, email: str | None, password: str | None, username: str | None) -> str:
