@@ -10,7 +10,7 @@ from uuid import UUID
 from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from agent.server.log_lines import MAX_REQUEST, LogLine
+from agent.server.log_lines import EXTERNAL_ICON, EXTERNAL_NAME, EXTERNAL_SOURCE, MAX_REQUEST, LogLine
 from agent.server.store.database import Database
 from agent.server.store.dialect import insert, insert_or_ignore
 from agent.server.store.schema import Agent, Log, LogSource, LogSpool
@@ -53,10 +53,13 @@ async def append(
     limit: int,
     now: int,
     spool: SpoolPosition | None = None,
+    refuse_marked: bool = False,
 ) -> int:
     """Store the lines that are not stored yet, in their order, all at time `now`; how many those were.
 
-    `limit` is in bytes of output per agent. Raises `LimitReachedError`, and `LookupError` for an unknown agent.
+    `limit` is in bytes of output per agent. An agent that once reached it may go on with what fits, unless
+    `refuse_marked` (§10.4: over RPC it may not, over REST it may).
+    Raises `LimitReachedError`, and `LookupError` for an unknown agent.
     """
     async with database.transaction() as session:
         # The lock on the agent's row makes its ids visible in ascending order on PostgreSQL too: readers go on by id.
@@ -69,7 +72,7 @@ async def append(
             known = await _next_sequence(session, agent, source, spool.spool)
             lines = lines[max(known - spool.first, 0) :]
         size = sum(line.size for line in lines)
-        fits = size <= MAX_REQUEST and length + size <= limit
+        fits = not (refuse_marked and marked) and size <= MAX_REQUEST and length + size <= limit
         if not fits:
             await session.execute(update(Agent).where(Agent.id == agent).values(logs_overflowed=True))
         elif lines:
@@ -132,8 +135,14 @@ async def add_source(database: Database, agent: UUID, source: UUID, name: str, i
         await session.execute(insert_or_ignore(database.dialect, LogSource).values(row))
 
 
+async def add_external_source(database: Database, agent: UUID, now: int) -> UUID:
+    """The source of lines that name none."""
+    await add_source(database, agent, EXTERNAL_SOURCE, EXTERNAL_NAME, EXTERNAL_ICON, now)
+    return EXTERNAL_SOURCE
+
+
 async def source_names(database: Database, agent: UUID) -> dict[UUID, str]:
     """Display names of the agent's sources."""
     async with database.reading() as session:
         rows = await session.execute(select(LogSource.id, LogSource.display_name).where(LogSource.agent_id == agent))
-        return dict(rows.tuples().all())
+        return dict(rows.all())

@@ -9,14 +9,14 @@ from uuid import UUID
 
 from sqlalchemy import bindparam, delete, exists, func, insert, select, update
 
-from agent.server.agent_rpc.reports import (
+from agent.server.reports import (
     ConnectionReport,
     LifecycleReport,
     MetadataValue,
     StartupReport,
     TimingReport,
 )
-from agent.server.agent_rpc.resources import Measurement, ResourceState, judge, next_state
+from agent.server.resources import Measurement, ResourceState, judge, next_state
 from agent.server.store import dialect
 from agent.server.store.database import Database
 from agent.server.store.schema import (
@@ -136,7 +136,7 @@ class AgentReports:
         """Whether each resource monitor is enabled, by path; the empty path is memory."""
         async with self._database.reading() as session:
             query = select(ResourceMonitor.path, ResourceMonitor.enabled).where(ResourceMonitor.agent_id == self._agent)
-            return dict((await session.execute(query)).tuples().all())
+            return dict((await session.execute(query)).all())
 
     async def resources(self, measurements: Sequence[Measurement], now: int) -> list[tuple[str, bool]]:
         """Replace the data points by these (an agent always sends all that it has), and judge the monitors anew.

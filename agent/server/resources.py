@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from enum import Enum
 
 CONSECUTIVE_BAD_PERCENT = 50
@@ -15,6 +16,14 @@ class ResourceState(Enum):
     OK = "ok"
     BAD = "nok"
     UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """One data point: when (microseconds since 1970), and by path the bytes used and in total; no path means memory."""
+
+    at: int
+    usage: Mapping[str, tuple[int, int]]
 
 
 def judge(used: int | None, total: int | None, threshold: int) -> ResourceState:

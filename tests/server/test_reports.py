@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.api.proto import agent_pb2 as pb
-from agent.server.agent_rpc import reports
-from agent.server.agent_rpc.reports import ReportRefusedError
-from agent.server.agent_rpc.resources import ResourceState, judge, next_state
+from agent.server import reports
+from agent.server.reports import ReportRefusedError
+from agent.server.resources import ResourceState, judge, next_state
 
 NOW = 1_767_323_045_678_901
 ID = UUID("936f0a74-460e-44d7-a254-0789f5951835")

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 from uuid import UUID
@@ -18,9 +19,12 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from agent.api.proto import agent_pb2 as pb
 from agent.server.log_lines import clean
+from agent.server.resources import Measurement
 
 MAX_METADATA_VALUE = MAX_METADATA_ERROR = 2048  # bytes (§11.2)
 MAX_METADATA_KEYS = 6144  # bytes, all keys of one report
+
+MAX_DATAPOINTS = 1000  # per push; the agent sends as many as it was told to keep
 
 # The names that the REST API shows (§3.1) per number on the wire.
 _LIFECYCLE_NAMES = {state: name.lower() for name, state in pb.Lifecycle.State.items() if state}
@@ -145,7 +149,7 @@ def parse_metadata(entries: Iterable[pb.Metadata]) -> tuple[list[MetadataValue],
 
 
 def parse_app_healths(
-    updates: Iterable[pb.BatchUpdateAppHealthRequest.HealthUpdate], apps: dict[UUID, KnownApp]
+    updates: Iterable[pb.BatchUpdateAppHealthRequest.HealthUpdate], apps: Mapping[UUID, KnownApp]
 ) -> dict[UUID, str]:
     """The health per app; one bad update refuses all of them (§11.3)."""
     healths: dict[UUID, str] = {}
@@ -181,6 +185,42 @@ def parse_timing(timing: pb.Timing | None) -> TimingReport:
         unknown = f"stage {timing.stage}" if stage is None else f"status {timing.status}"
         raise ReportRefusedError(f"insert workspace agent script timings into database: unknown {unknown}")
     return TimingReport(script_id, start, end, timing.exit_code, stage, status)
+
+
+def parse_measurements(datapoints: Iterable[pb.PushResourcesMonitoringUsageRequest.Datapoint]) -> list[Measurement]:
+    """At most `MAX_DATAPOINTS` are taken; one without a time cannot be placed (§11.7)."""
+    measurements = []
+    for datapoint in datapoints:
+        at = _time(datapoint.collected_at) if datapoint.HasField("collected_at") else None
+        if at is None:
+            raise ReportRefusedError("datapoint collection time is required and cannot be zero")
+        usage = {volume.volume: (volume.used, volume.total) for volume in datapoint.volumes if volume.volume}
+        if datapoint.HasField("memory"):
+            usage[""] = datapoint.memory.used, datapoint.memory.total
+        measurements.append(Measurement(at, usage))
+    if len(measurements) > MAX_DATAPOINTS:
+        raise ReportRefusedError(f"{len(measurements)} datapoints exceed the maximum of {MAX_DATAPOINTS}")
+    return measurements
+
+
+def parse_stats(stats: pb.Stats) -> dict[str, object]:
+    """The columns of a stats report (§8.3); the agent's own metrics are not kept."""
+    return {
+        "connections_by_proto": {clean(name): count for name, count in stats.connections_by_proto.items()},
+        "connection_count": stats.connection_count,
+        # Not a number and infinities have no place in JSON.
+        "connection_median_latency_ms": latency
+        if math.isfinite(latency := stats.connection_median_latency_ms)
+        else -1.0,
+        "rx_packets": stats.rx_packets,
+        "rx_bytes": stats.rx_bytes,
+        "tx_packets": stats.tx_packets,
+        "tx_bytes": stats.tx_bytes,
+        "session_count_vscode": stats.session_count_vscode,
+        "session_count_jetbrains": stats.session_count_jetbrains,
+        "session_count_reconnecting_pty": stats.session_count_reconnecting_pty,
+        "session_count_ssh": stats.session_count_ssh,
+    }
 
 
 def parse_connection(connection: pb.Connection | None, now: int) -> ConnectionReport:
