@@ -1,0 +1,42 @@
+"""Telling systemd how things stand (sd_notify(3)), where it asked for it with `NOTIFY_SOCKET`."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping
+
+from agent.daemon.logfile import get_logger
+
+
+class Notifier:
+    """Sends state lines; does nothing without `NOTIFY_SOCKET`."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        address = environment.get("NOTIFY_SOCKET", "")
+        # "@" stands for the abstract name space.
+        self._address = "\0" + address[1:] if address.startswith("@") else address
+        self._failed = False
+
+    def ready(self) -> None:
+        """The agent runs. It may not be connected yet: a control plane that is away must not fail the unit."""
+        self._send("READY=1")
+
+    def stopping(self) -> None:
+        """The shutdown has begun."""
+        self._send("STOPPING=1")
+
+    def status(self, text: str) -> None:
+        """One line for `systemctl status`."""
+        self._send("STATUS=" + " ".join(text.split()))
+
+    def _send(self, state: str) -> None:
+        if not self._address:
+            return
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notify:
+                notify.setblocking(False)
+                notify.sendto(state.encode(), self._address)
+        except OSError as error:
+            if not self._failed:
+                get_logger("agent.systemd").warning("systemd cannot be notified", socket=self._address, error=error)
+            self._failed = True

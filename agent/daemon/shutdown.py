@@ -1,0 +1,65 @@
+"""The graceful shutdown: named stages, each in its time box; a second signal skips the rest (daemon.md §3.4)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from agent.clock import Clock, deadline
+from agent.daemon.logfile import get_logger
+
+CANCEL_LIMIT = 2.0
+"""Seconds that a stage gets to react to its cancellation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One step. `limit` is in seconds; None leaves the step as long as it takes (stop scripts have their own limits,
+    and a second signal ends them)."""
+
+    name: str
+    run: Callable[[], Awaitable[None]]
+    limit: float | None
+
+
+async def shut_down(stages: Sequence[Stage], skip: asyncio.Event, clock: Clock) -> list[str]:
+    """Run the stages in order; the names of those that did not finish.
+
+    A stage that fails or takes too long does not keep the next ones from running. Once `skip` is set, the stage that
+    runs is cancelled and the others are left out.
+    """
+    log = get_logger("agent.shutdown")
+    unfinished: list[str] = []
+    skipped = asyncio.create_task(skip.wait(), name="shutdown skip")
+    try:
+        for stage in stages:
+            if skip.is_set():
+                unfinished.append(stage.name)
+                continue
+            step = asyncio.create_task(_within(stage, clock), name=f"shutdown {stage.name}")
+            try:
+                await asyncio.wait({step, skipped}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                if not step.done():
+                    step.cancel()
+                    await asyncio.wait({step}, timeout=CANCEL_LIMIT)
+            if not step.done() or step.cancelled():
+                unfinished.append(stage.name)
+            elif (error := step.exception()) is not None:
+                unfinished.append(stage.name)
+                reason = f"not finished after {stage.limit:g} s" if isinstance(error, TimeoutError) else str(error)
+                log.warning("shutdown stage did not complete", stage=stage.name, reason=reason)
+    finally:
+        skipped.cancel()
+    if unfinished:
+        log.warning("shutdown was not complete", skipped=skip.is_set(), unfinished=", ".join(unfinished))
+    return unfinished
+
+
+async def _within(stage: Stage, clock: Clock) -> None:
+    if stage.limit is None:
+        await stage.run()
+        return
+    async with deadline(clock, stage.limit):
+        await stage.run()
