@@ -1,7 +1,7 @@
 """The database: the one room that knows SQLAlchemy. One module of functions per subject, each taking the session.
 
-    async with database.transaction() as session:
-        await users.create(session, ...)
+async with database.transaction() as session:
+    await users.create(session, ...)
 """
 
 from __future__ import annotations
