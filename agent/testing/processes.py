@@ -27,8 +27,10 @@ class ComponentError(Exception):
 class Component:
     """One child process: `python -m agent ARGUMENTS`, its output in `<directory>/<name>.log`.
 
-    `arguments` may be changed before it is started again.
+    `arguments` may be changed before it is started again; a subclass may have another `program`.
     """
+
+    program: Sequence[str] = (sys.executable, "-m", "agent")
 
     def __init__(
         self, name: str, arguments: Sequence[str], *, directory: Path, environment: Mapping[str, str] | None = None
@@ -53,13 +55,11 @@ class Component:
     async def start(self) -> None:
         """Start it (again). What it prints is appended to the log."""
         assert not self.running, f"{self.name} runs already"
-        output = await asyncio.to_thread(os.open, self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        output = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
             self._printed_before = os.fstat(output).st_size
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "agent",
+                *self.program,
                 *self.arguments,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
@@ -79,7 +79,7 @@ class Component:
         async def look() -> re.Match[str]:
             while True:
                 running = self.running
-                if match := expression.search(await asyncio.to_thread(self.printed)):
+                if match := expression.search(self.printed()):
                     return match
                 if not running:
                     raise ComponentError(
