@@ -30,7 +30,6 @@ from agent.testing.processes import Component, ComponentError
 T = TypeVar("T")
 
 ROOT = Path(__file__).resolve().parents[1]
-STATE = ROOT / ".quickstart"
 EXAMPLE = ROOT / "scripts" / "examples" / "workspace.yaml"
 MARK = "WORKSPACE_AGENT_QUICKSTART"  # in the environment of everything that a run starts
 
@@ -64,10 +63,10 @@ class Lines:
             await asyncio.sleep(QUIET / 20)
 
 
-async def run(stop: asyncio.Event, check: bool) -> None:
+async def run(state: Path, stop: asyncio.Event, check: bool) -> None:
     """Everything between an empty state directory and the end of both programs."""
     async with (
-        Deployment(STATE, port=None, environment={**os.environ, MARK: str(STATE)}) as deployment,
+        Deployment(state, port=None, environment={**os.environ, MARK: str(state)}) as deployment,
         Client(Session(deployment.url, deployment.token)) as client,
     ):
         link = await client.post("users/me/login-links")
@@ -136,16 +135,16 @@ async def unless(stop: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
 
 
 @contextlib.contextmanager
-def fresh_state() -> Iterator[None]:
-    """`.quickstart/`, empty, for this run alone; afterwards nothing that the run started is left running."""
-    STATE.mkdir(mode=0o700, exist_ok=True)
-    with (STATE / "lock").open("w") as lock:
+def fresh(state: Path) -> Iterator[None]:
+    """The directory, empty, for this run alone; afterwards nothing that the run started is left running."""
+    state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with (state / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ComponentError(f"another quickstart runs in {STATE}; stop that one first") from None
-        end_marked_processes()
-        for path in STATE.iterdir():
+            raise ComponentError(f"another quickstart runs in {state}; stop that one first") from None
+        end_marked_processes(state)
+        for path in state.iterdir():
             if path.is_dir():
                 shutil.rmtree(path)
             elif path.name != "lock":
@@ -153,43 +152,50 @@ def fresh_state() -> Iterator[None]:
         try:
             yield
         finally:
-            end_marked_processes()
+            end_marked_processes(state)
 
 
-def end_marked_processes() -> None:
-    """Kills what runs of the quickstart in this checkout left behind, such as programs that a script put in the
-    background."""
+def end_marked_processes(state: Path) -> None:
+    """Kills what runs in this directory left behind, such as programs that a script put in the background."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):  # another user's, or gone
-            if process.pid != os.getpid() and process.environ().get(MARK) == str(STATE):
+            if process.pid != os.getpid() and process.environ().get(MARK) == str(state):
                 process.kill()
                 found.append(process)
     psutil.wait_procs(found, timeout=5)
 
 
-async def main(check: bool) -> None:
+async def main(state: Path, check: bool) -> None:
+    """Runs it; a first SIGINT, SIGTERM or SIGHUP stops in order, a second one at once."""
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
     stop = asyncio.Event()
 
     def interrupt() -> None:
         if stop.is_set():
-            task.cancel()  # asked a second time: the hard way
+            task.cancel()
         stop.set()
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, interrupt)
-    await run(stop, check)
+    await run(state, stop, check)
 
 
 @click.command()
 @click.option("--check", is_flag=True, help="Unattended: stop after the start phase; exit 0 when all went well.")
-def command(check: bool) -> None:
+@click.option(
+    "--directory",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=ROOT / ".quickstart",
+    help="Emptied and used for everything that the run keeps.  [default: .quickstart]",
+)
+def command(check: bool, directory: Path) -> None:
     """Start a control plane and an agent here, and show what the agent does as the server sees it."""
+    state = directory.resolve()
     try:
-        with fresh_state():
-            asyncio.run(main(check))
+        with fresh(state):
+            asyncio.run(main(state, check))
     except ComponentError as error:
         raise CliError(str(error)) from error
     except asyncio.CancelledError:
