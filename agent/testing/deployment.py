@@ -34,15 +34,22 @@ class Deployment:
     """Everything below `directory`; an asynchronous context manager that leaves no process behind.
 
     `port` 0 takes a free one and None the server's usual one (or a free one where that is taken). A server that is
-    started again keeps its address.
+    started again keeps its address. Without `owner` the server is left without users.
     """
 
-    def __init__(self, directory: Path, *, port: int | None = 0, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        port: int | None = 0,
+        owner: bool = True,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.directory = directory
         self.environment = {**(os.environ if environment is None else environment), "PYTHONUNBUFFERED": "1"}
         self.url = ""
         self.token = ""
-        self._port = port
+        self._port, self._owner = port, owner
         self._agents: list[Component] = []
         self._http: aiohttp.ClientSession | None = None
         self.server = Component("server", [], directory=directory, environment=self.environment)
@@ -51,7 +58,8 @@ class Deployment:
         self._http = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=30))
         try:
             await self.start_server()
-            self.token = await self._first_user()
+            if self._owner:
+                self.token = await self._first_user()
         except BaseException:
             await self._http.close()
             await self.server.kill()
