@@ -5,14 +5,12 @@ Their values are often secrets of an access proxy: nothing here puts one into an
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import os
 import re
-import signal
 from collections.abc import Iterable, Mapping
 
-from agent.clock import Clock, wait_for
+from agent.clock import Clock
+from agent.process import Command
+from agent.process.bounded import Job, StartError, run_command
 
 COMMAND_LIMIT = 30.0
 """Seconds that the header command may take."""
@@ -54,38 +52,18 @@ async def run_header_command(command: str, url: str, environment: Mapping[str, s
 
     It sees `CODER_URL`. What it writes to stderr is discarded, and it is killed with its children after 30 s.
     """
-    process = await asyncio.create_subprocess_exec(
-        "/bin/sh",
-        "-c",
-        command,
-        env={**environment, "CODER_URL": url},
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    assert process.stdout is not None
+    job = Job(Command(("/bin/sh", "-c", command)), {**environment, "CODER_URL": url}, merge_stderr=False)
     try:
-        output = await wait_for(clock, _read(process.stdout), COMMAND_LIMIT)
-        status = await wait_for(clock, process.wait(), COMMAND_LIMIT)
-    except TimeoutError as error:
-        raise HeaderError(f"CODER_AGENT_HEADER_COMMAND did not end within {COMMAND_LIMIT:g} s") from error
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        await process.wait()
-    if status:
-        raise HeaderError(f"CODER_AGENT_HEADER_COMMAND failed with exit status {status}")
-    return parse_command_output(output)
-
-
-async def _read(stream: asyncio.StreamReader) -> bytes:
-    output = bytearray()
-    while chunk := await stream.read(MAX_OUTPUT):
-        output += chunk
-        if len(output) > MAX_OUTPUT:
-            raise HeaderError(f"CODER_AGENT_HEADER_COMMAND printed more than {MAX_OUTPUT} bytes")
-    return bytes(output)
+        outcome = await run_command(lambda: job, limit=COMMAND_LIMIT, max_output=MAX_OUTPUT, clock=clock)
+    except StartError as error:
+        raise HeaderError(f"CODER_AGENT_HEADER_COMMAND cannot be run: {error}") from error
+    if outcome.timed_out:
+        raise HeaderError(f"CODER_AGENT_HEADER_COMMAND did not end within {COMMAND_LIMIT:g} s")
+    if outcome.status:
+        raise HeaderError(f"CODER_AGENT_HEADER_COMMAND failed with exit status {outcome.status}")
+    if outcome.printed > MAX_OUTPUT:
+        raise HeaderError(f"CODER_AGENT_HEADER_COMMAND printed more than {MAX_OUTPUT} bytes")
+    return parse_command_output(outcome.output)
 
 
 def parse_command_output(output: bytes) -> Headers:

@@ -15,9 +15,9 @@ from agent.api.manifest import Manifest, MetadataDescription
 from agent.api.methods import BATCH_UPDATE_METADATA, AgentApi
 from agent.api.proto import agent_pb2 as pb
 from agent.clock import Clock
-from agent.monitor.command import Job, Outcome, StartError, run_command
 from agent.monitor.pace import Seconds, side_tasks
 from agent.process import build_command
+from agent.process.bounded import Job, Outcome, StartError, run_command
 from agent.rpc import RpcError, StreamBrokenError, UnsupportedError
 
 MAX_VALUE = 10 * 1024

@@ -1,4 +1,4 @@
-"""One short command, run to its end within bounds of time and output (daemon.md §5.1).
+"""One short command, run on the event loop to its end within bounds of time and output (daemon.md §5.1, §1.11).
 
 asyncio's own subprocesses cost a thread per child on Python 3.11, and a descendant that holds the output pipe keeps
 them waiting. This runner waits for the process and for the pipe apart, without threads that wait.
@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from agent.clock import Clock, wait_for
-from agent.process import Command
+from agent.process.command import Command
 
 GRACE = 1.0
 """Seconds that a killed process has to go away, and a pipe whose writer has ended to reach its end."""
@@ -33,14 +33,16 @@ class Job:
 
     command: Command
     environment: dict[str, str] = field(repr=False)
-    directory: str
+    directory: str | None = None
+    merge_stderr: bool = True
+    """Whether what it writes to stderr is output, too; otherwise it is discarded."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a command. `output` is the beginning of stdout and stderr, `printed` counts all their bytes."""
+    """What became of a command. `output` is the beginning of what it printed, `printed` counts all of that in bytes."""
 
-    output: bytes
+    output: bytes = field(repr=False)
     printed: int
     status: int | None
     """As `subprocess.Popen.returncode`; None when even SIGKILL did not end the process in time."""
@@ -93,7 +95,7 @@ def _spawn(prepare: Callable[[], Job]) -> tuple[Job, subprocess.Popen[bytes]]:
             job.command.argv,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stderr=subprocess.STDOUT if job.merge_stderr else subprocess.DEVNULL,
             env=job.environment,
             cwd=job.directory,
             start_new_session=True,
