@@ -1,7 +1,7 @@
 """What happened, told to whoever waits for it: wake-ups by topic, without content.
 
-A subscriber that wakes reads the database from where it stopped, so wake-ups may be joined, doubled, or come from another
-replica, and still nothing is missed. With PostgreSQL, replicas wake each other through LISTEN and NOTIFY.
+A subscriber that wakes reads the database from where it stopped, so wake-ups may be joined, doubled, or come from
+another replica, and still nothing is missed. With PostgreSQL, replicas wake each other through LISTEN and NOTIFY.
 """
 
 from __future__ import annotations
