@@ -11,6 +11,7 @@ from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from agent.server.log_lines import EXTERNAL_ICON, EXTERNAL_NAME, EXTERNAL_SOURCE, MAX_REQUEST, LogLine
+from agent.server.store.completes import completes
 from agent.server.store.database import Database
 from agent.server.store.dialect import insert, insert_or_ignore
 from agent.server.store.schema import Agent, Log, LogSource, LogSpool
@@ -44,6 +45,7 @@ class LimitReachedError(Exception):
         self.marked = marked
 
 
+@completes
 async def append(
     database: Database,
     agent: UUID,
@@ -122,6 +124,7 @@ async def read(database: Database, agent: UUID, after: int, count: int) -> list[
         return [LogRow(*row) for row in await session.execute(query)]
 
 
+@completes
 async def add_source(database: Database, agent: UUID, source: UUID, name: str, icon: str, now: int) -> None:
     """A source that exists already stays as it is."""
     row = {

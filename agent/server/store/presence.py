@@ -7,6 +7,7 @@ from uuid import UUID
 
 from sqlalchemy import func, update
 
+from agent.server.store.completes import completes
 from agent.server.store.database import Database
 from agent.server.store.schema import Agent
 
@@ -18,6 +19,7 @@ class PresenceStore:
         self._database = database
         self._now = now
 
+    @completes
     async def connected(self, agent: UUID, connection: UUID) -> None:
         now = self._now()
         async with self._database.transaction() as session:
@@ -32,6 +34,7 @@ class PresenceStore:
                 )
             )
 
+    @completes
     async def seen(self, connections: Collection[tuple[UUID, UUID]]) -> None:
         if not connections:
             return
@@ -46,6 +49,7 @@ class PresenceStore:
                 .values(last_connected_at=now, updated_at=now)
             )
 
+    @completes
     async def disconnected(self, agent: UUID, connection: UUID) -> None:
         now = self._now()
         async with self._database.transaction() as session:

@@ -1,0 +1,81 @@
+"""GET me/rpc: the connection of an agent (agent-api.md §2.1, §6, §7.1)."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+
+import structlog
+from aiohttp import web
+
+from agent.api.versions import ApiVersion, VersionRefusedError, accept_version
+from agent.clock import Clock
+from agent.rpc import MAX_MESSAGE, RpcServer, WebSocketTransport
+from agent.server.agent_rpc.service import AgentService, Surroundings
+from agent.server.errors import ApiError, Validation
+from agent.server.http import Call
+from agent.server.longlived import GOING_AWAY, LongLived, upgrade_refusal
+from agent.server.monitor import ConnectionMonitor
+from agent.server.routes import EMPTY, Auth, Query, Route
+
+INTERNAL_ERROR = 1011
+MONITORED_ROLES = ("", "agent")
+
+log = structlog.get_logger("agent.server.rpc")
+
+
+class AgentRpcApi:
+    """Serves the connections of agents; `newest` is the API version that is offered."""
+
+    def __init__(
+        self, around: Surroundings, monitor: ConnectionMonitor, long_lived: LongLived, clock: Clock, newest: ApiVersion
+    ) -> None:
+        self._around, self._monitor, self._long_lived = around, monitor, long_lived
+        self._clock, self._newest = clock, newest
+
+    def routes(self) -> list[Route]:
+        return [
+            Route(
+                method="GET",
+                path="/api/v2/workspaceagents/me/rpc",
+                handler=self.connect,
+                summary="The agent's RPC connection: a WebSocket that carries yamux and dRPC",
+                auth=Auth.AGENT,
+                query=(
+                    Query("version", "Version of the agent API that the agent speaks; 2.0 when absent"),
+                    Query("role", "Connections of another role than `agent` are not monitored"),
+                ),
+                responses={101: EMPTY},
+                websocket=True,
+            )
+        ]
+
+    async def connect(self, call: Call) -> web.StreamResponse:
+        """Until the connection ends."""
+        asked = call.query.get("version", "")
+        try:
+            version = accept_version(asked, self._newest)
+        except VersionRefusedError as error:
+            mistake = Validation("version", str(error))
+            raise ApiError(400, "Unknown or unsupported API version", validations=[mistake]) from error
+        refusal = upgrade_refusal(call.request)
+        if refusal is not None:
+            return refusal
+        socket = web.WebSocketResponse(compress=False, max_msg_size=MAX_MESSAGE)
+        await socket.prepare(call.request)
+        handlers = AgentService(call.agent.id, version, self._around).handlers()
+        server = RpcServer(WebSocketTransport(socket), handlers, self._clock)
+        logger = log.bind(agent=str(call.agent.id), api_version=str(version))
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(server.aclose)
+            stack.enter_context(self._long_lived.track(lambda: server.aclose(GOING_AWAY)))
+            if call.query.get("role", "") in MONITORED_ROLES:
+                try:
+                    await stack.enter_async_context(self._monitor.watch(call.agent.id, server))
+                except Exception:
+                    logger.exception("cannot write that an agent connected")
+                    await server.aclose(INTERNAL_ERROR, "cannot write that the agent connected")
+                    return socket
+            logger.info("agent connected")
+            cause = await server.serve()
+            logger.info("agent disconnected", cause=str(cause) if cause else "closed")
+        return socket
