@@ -16,6 +16,8 @@ MAX_PACKET = 4_194_304
 """Bytes of data in one packet; one more is an error."""
 MAX_FRAME = 65_536
 """Bytes of data that a writer puts into one frame."""
+MAX_ERROR_TEXT = 65_536
+"""Bytes of the text of an Error packet that a writer sends."""
 _MAX_VARINT_BYTES = 10
 _ERROR_CODE = struct.Struct(">Q")
 
@@ -67,6 +69,11 @@ class PacketReader:
         self._kind = 0
         self._parts: list[bytes] = []
         self._size = 0
+
+    @property
+    def buffered(self) -> int:
+        """Bytes kept of a packet that is not complete."""
+        return self._size + len(self._buffer)
 
     def feed(self, data: bytes | memoryview) -> list[Packet]:
         """Take bytes cut anywhere. Raises `DrpcError`; the reader must not be used after that."""
@@ -137,8 +144,11 @@ def encode_packet(kind: Kind, stream_id: int, message_id: int, data: bytes = b""
 
 
 def encode_error(code: int, text: str) -> bytes:
-    """The data of an Error packet; the text is cut so that the packet stays within its limit."""
-    return _ERROR_CODE.pack(code) + text.encode("utf-8", "replace")[:MAX_FRAME]
+    """The data of an Error packet; the text is cut after `MAX_ERROR_TEXT` bytes."""
+    raw = text.encode("utf-8", "replace")
+    if len(raw) > MAX_ERROR_TEXT:
+        raw = raw[:MAX_ERROR_TEXT].decode("utf-8", "ignore").encode()  # not within a character
+    return _ERROR_CODE.pack(code) + raw
 
 
 def decode_error(data: bytes) -> tuple[int, str]:
@@ -265,33 +275,27 @@ class CallEnded:
 
 @dataclass(frozen=True, slots=True)
 class Invoked:
-    """A client called this RPC; a call that was running is over."""
+    """A client made a call, to which the events after this one belong; one that was going on is over."""
 
-    path: str
-    metadata: Mapping[str, str]
+    call: ServerCall
 
 
 ClientEvent: TypeAlias = MessageReceived | CallFailed | SendingEnded | CallEnded
 ServerEvent: TypeAlias = Invoked | MessageReceived | SendingEnded | CallEnded
 
 
-class ClientCall:
-    """The client's side of one call on a fresh stream (§6.4). Stream id 1, message ids from 1."""
+class _Call:
+    """What one side of a call may still send. Each side counts its own packets of the call from 1."""
 
-    def __init__(self, path: str) -> None:
-        self._reader = PacketReader()
-        self._message_id = 0
-        self._path = path
+    def __init__(self, stream_id: int) -> None:
+        self.stream_id = stream_id
         self.ended = False
         """Whether the call is over in both directions: nothing may be sent any more."""
+        self._message_id = 0
         self._local_done = self._remote_done = False
 
-    def invoke(self) -> bytes:
-        """The packet that begins the call."""
-        return self._packet(Kind.INVOKE, self._path.encode())
-
     def message(self, data: bytes) -> bytes:
-        """One request message. Raises `DrpcError` when it is larger than a packet may be."""
+        """One message. Raises `DrpcError` when it is larger than a packet may be."""
         if len(data) > MAX_PACKET:
             raise DrpcError(f"a message of {len(data)} bytes, the limit is {MAX_PACKET}")
         return self._packet(Kind.MESSAGE, data)
@@ -302,16 +306,32 @@ class ClientCall:
         self.ended = self.ended or self._remote_done
         return self._packet(Kind.CLOSE_SEND)
 
-    def close(self) -> bytes:
-        """The call is over in both directions."""
-        self.ended = True
-        return self._packet(Kind.CLOSE)
+    def _packet(self, kind: Kind, data: bytes = b"") -> bytes:
+        self._message_id += 1
+        return encode_packet(kind, self.stream_id, self._message_id, data)
+
+    def _receive_close_send(self) -> None:
+        self._remote_done = True
+        self.ended = self._local_done
+
+
+class ClientCall(_Call):
+    """The client's side of one call on a fresh byte stream, where its stream id is 1 (§6.4)."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(stream_id=1)
+        self._reader = PacketReader()
+        self._path = path
+
+    def invoke(self) -> bytes:
+        """The packet that begins the call."""
+        return self._packet(Kind.INVOKE, self._path.encode())
 
     def receive(self, data: bytes) -> list[ClientEvent]:
         """What the server sent. Raises `DrpcError`."""
         events: list[ClientEvent] = []
         for packet in self._reader.feed(data):
-            if self.ended or packet.stream_id != 1:
+            if self.ended or packet.stream_id != self.stream_id:
                 continue
             if packet.kind is Kind.MESSAGE:
                 events.append(MessageReceived(packet.data))
@@ -319,30 +339,51 @@ class ClientCall:
                 self.ended = True
                 events.append(CallFailed(*decode_error(packet.data)))
             elif packet.kind is Kind.CLOSE_SEND:
-                self._remote_done = True
-                self.ended = self._local_done
+                self._receive_close_send()
                 events.append(SendingEnded())
             elif packet.kind in (Kind.CLOSE, Kind.CANCEL):
                 self.ended = True
                 events.append(CallEnded(packet.kind is Kind.CANCEL))
         return events
 
-    def _packet(self, kind: Kind, data: bytes = b"") -> bytes:
-        self._message_id += 1
-        return encode_packet(kind, 1, self._message_id, data)
+
+class ServerCall(_Call):
+    """The server's side of one call."""
+
+    def __init__(self, stream_id: int, path: str, metadata: Mapping[str, str]) -> None:
+        super().__init__(stream_id)
+        self.path = path
+        self.metadata = metadata
+
+    def error(self, code: int, text: str) -> bytes:
+        """The call failed; it is over."""
+        self.ended = True
+        return self._packet(Kind.ERROR, encode_error(code, text))
+
+    def receive(self, packet: Packet, events: list[ServerEvent]) -> None:
+        """A packet of the client after its Invoke."""
+        if packet.kind is Kind.MESSAGE:
+            events.append(MessageReceived(packet.data))
+        elif packet.kind is Kind.CLOSE_SEND:
+            self._receive_close_send()
+            events.append(SendingEnded())
+        else:  # Close, Cancel, or an Error of the client
+            self.ended = True
+            events.append(CallEnded(packet.kind is Kind.CANCEL))
 
 
 class ServerTransport:
-    """The server's side of one byte stream, which carries one call after another (§6.4)."""
+    """The server's side of one byte stream, which may carry one call after another (§6.4)."""
 
     def __init__(self) -> None:
         self._reader = PacketReader()
-        self._stream_id = 0
-        self._message_id = 0
+        self._call: ServerCall | None = None
         self._metadata: tuple[int, Mapping[str, str]] = (0, {})
-        self._local_done = self._remote_done = False
-        self.ended = True
-        """Whether no call is going on."""
+
+    @property
+    def buffered(self) -> int:
+        """Bytes kept of a packet that is not complete."""
+        return self._reader.buffered
 
     def receive(self, data: bytes) -> list[ServerEvent]:
         """What the client sent. Raises `DrpcError`."""
@@ -352,48 +393,15 @@ class ServerTransport:
                 self._metadata = (packet.stream_id, decode_metadata(packet.data))
             elif packet.kind is Kind.INVOKE:
                 events.append(self._invoke(packet))
-            elif packet.stream_id == self._stream_id and not self.ended:
-                self._receive(packet, events)
+            elif self._call is not None and packet.stream_id == self._call.stream_id and not self._call.ended:
+                self._call.receive(packet, events)
         return events
 
     def _invoke(self, packet: Packet) -> Invoked:
-        if packet.stream_id == self._stream_id:
-            raise DrpcError(f"call {packet.stream_id} was invoked twice")
-        self._stream_id = packet.stream_id
-        self._message_id = 0
-        self._local_done = self._remote_done = False
-        self.ended = False
+        if self._call is not None:
+            if packet.stream_id == self._call.stream_id:
+                raise DrpcError(f"call {packet.stream_id} was invoked twice")
+            self._call.ended = True
         metadata = self._metadata[1] if self._metadata[0] == packet.stream_id else {}
-        return Invoked(packet.data.decode("utf-8", "replace"), metadata)
-
-    def _receive(self, packet: Packet, events: list[ServerEvent]) -> None:
-        if packet.kind is Kind.MESSAGE:
-            events.append(MessageReceived(packet.data))
-        elif packet.kind is Kind.CLOSE_SEND:
-            self._remote_done = True
-            self.ended = self._local_done
-            events.append(SendingEnded())
-        else:  # Close, Cancel, or an Error of the client
-            self.ended = True
-            events.append(CallEnded(packet.kind is Kind.CANCEL))
-
-    def message(self, data: bytes) -> bytes:
-        """One response message. Raises `DrpcError` when it is larger than a packet may be."""
-        if len(data) > MAX_PACKET:
-            raise DrpcError(f"a message of {len(data)} bytes, the limit is {MAX_PACKET}")
-        return self._packet(Kind.MESSAGE, data)
-
-    def close_send(self) -> bytes:
-        """No more messages from this side."""
-        self._local_done = True
-        self.ended = self.ended or self._remote_done
-        return self._packet(Kind.CLOSE_SEND)
-
-    def error(self, code: int, text: str) -> bytes:
-        """The call failed; it is over."""
-        self.ended = True
-        return self._packet(Kind.ERROR, encode_error(code, text))
-
-    def _packet(self, kind: Kind, data: bytes = b"") -> bytes:
-        self._message_id += 1
-        return encode_packet(kind, self._stream_id, self._message_id, data)
+        self._call = ServerCall(packet.stream_id, packet.data.decode("utf-8", "replace"), metadata)
+        return Invoked(self._call)

@@ -21,7 +21,7 @@ WINDOW = 262_144
 """Bytes of Data that a peer may send on a stream before it needs credit: initial and maximum."""
 ACCEPT_BACKLOG = 256
 MAX_UNACKNOWLEDGED_OPENS = 256
-MAX_INCOMING_STREAMS = 4096
+MAX_INCOMING_STREAMS = 1024
 """Streams of the peer known at once, with those that wait for its FIN; further ones are refused with RST."""
 MAX_PENDING_DATA = 262_144
 """Bytes of payload waiting in `data_to_send`; beyond it `send` accepts nothing."""

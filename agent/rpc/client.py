@@ -43,7 +43,10 @@ class Duplex:
         self._over = False
 
     async def send(self, data: bytes) -> None:
-        """Send one message, waiting for the peer's window. Raises `StreamBrokenError`, `ConnectionLostError`."""
+        """Send one message, waiting for the peer's window. Raises `StreamBrokenError`, `ConnectionLostError`.
+
+        After a `StreamBrokenError`, `receive` tells what the server had to say.
+        """
         if self._call.ended:
             raise StreamBrokenError("the call is over")
         await self._stream.write(self._call.message(data))
@@ -131,17 +134,23 @@ class RpcClient:
                 yield message
 
     async def duplex(self, path: str) -> Duplex:
-        """Messages in both directions."""
-        stream = await self._connection.open_stream()
+        """Messages in both directions. Raises `ConnectionLostError`."""
         call = ClientCall(path)
-        await _write(stream, call.invoke())
-        return Duplex(stream, call)
+        return await self._begin(call, call.invoke())
 
     async def _call(self, path: str, request: bytes) -> Duplex:
         call = ClientCall(path)
-        packets = call.invoke() + call.message(request) + call.close_send()
+        return await self._begin(call, call.invoke() + call.message(request) + call.close_send())
+
+    async def _begin(self, call: ClientCall, packets: bytes) -> Duplex:
         stream = await self._connection.open_stream()
-        await _write(stream, packets)
+        try:
+            await stream.write(packets)
+        except StreamBrokenError:
+            pass  # a server may answer, and end, before it took everything: reading tells what happened
+        except BaseException:
+            stream.close(discard=True)
+            raise
         return Duplex(stream, call)
 
 
@@ -176,14 +185,6 @@ class RpcAgentApi:
             raise StreamBrokenError(
                 f"the server's answer to {method.name} is not a {method.response.__name__}"
             ) from error
-
-
-async def _write(stream: MuxStream, data: bytes) -> None:
-    try:
-        await stream.write(data)
-    except BaseException:
-        stream.close(discard=True)
-        raise
 
 
 def _remote_error(code: int, text: str) -> RpcError:

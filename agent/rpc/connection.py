@@ -15,13 +15,15 @@ from agent.rpc.transport import NORMAL, Transport
 WRITE_TIMEOUT = 10.0
 """Seconds that one write may take before the connection counts as dead."""
 CLOSE_TIMEOUT = 5.0
-"""Seconds for the closing handshake of the transport."""
+"""Seconds for the closing handshake of the transport, and before that for what is still queued."""
+BROKEN_CLOSE_TIMEOUT = 1.0
+"""The same when the connection failed: a peer that is gone shakes no hands, and the next attempt waits for this one."""
 
 
 class MuxStream:
     """One stream of a connection. One task reads, one task writes."""
 
-    __slots__ = ("_buffer", "_connection", "_discard", "_ended", "_error", "_readable", "_writable", "id")
+    __slots__ = ("_buffer", "_connection", "_discard", "_error", "_readable", "_writable", "ended", "id", "on_end")
 
     def __init__(self, connection: MuxConnection, stream_id: int) -> None:
         self.id = stream_id
@@ -29,16 +31,19 @@ class MuxStream:
         self._buffer: deque[bytes] = deque()
         self._readable = asyncio.Event()
         self._writable = asyncio.Event()
-        self._ended = False
         self._discard = False
         self._error: Exception | None = None
+        self.ended = False
+        """Whether the peer sends no more; some of what it sent may still be unread."""
+        self.on_end: Callable[[], None] | None = None
+        """Called when `ended` becomes true, for an owner that waits for something else than data."""
 
     async def read(self) -> bytes:
         """What has arrived; empty at the end. Raises `StreamBrokenError`, `ConnectionLostError`."""
         while not self._buffer:
             if self._error is not None:
                 raise self._error
-            if self._ended:
+            if self.ended:
                 return b""
             self._readable.clear()
             await self._readable.wait()
@@ -48,16 +53,26 @@ class MuxStream:
         return data
 
     async def write(self, data: bytes) -> None:
-        """Queue all of `data`, waiting for the peer's window. Raises `StreamBrokenError`, `ConnectionLostError`."""
+        """Queue all of `data`, waiting for the peer's window. Raises `StreamBrokenError`, `ConnectionLostError`.
+
+        In dRPC a side that ended its stream takes no more either, so that this does not wait for its window. A write
+        that is cancelled half way resets the stream: what followed would be read as the rest of a packet.
+        """
         view = memoryview(data)
-        while True:
-            if self._error is not None:
-                raise self._error
-            self._writable.clear()
-            view = view[self._connection.send(self.id, view) :]
-            if not view:
-                return
-            await self._writable.wait()
+        try:
+            while view:
+                if self._error is not None:
+                    raise self._error
+                if self.ended:
+                    raise StreamBrokenError(f"the peer ended stream {self.id}")
+                self._writable.clear()
+                view = view[self._connection.send(self.id, view) :]
+                if view:
+                    await self._writable.wait()
+        except asyncio.CancelledError:
+            if len(view) < len(data):
+                self.reset()
+            raise
 
     def close(self, *, discard: bool = False) -> None:
         """Send FIN. With `discard`, what still arrives is thrown away, so that the peer is never blocked by it."""
@@ -86,8 +101,7 @@ class MuxStream:
 
     def feed_eof(self) -> None:
         """The peer's FIN."""
-        self._ended = True
-        self._readable.set()
+        self._end()
 
     def wake_writer(self) -> None:
         """There is room again."""
@@ -97,8 +111,14 @@ class MuxStream:
         """The stream is gone; the first cause stays."""
         if self._error is None:
             self._error = error
+        self._end()
+
+    def _end(self) -> None:
+        self.ended = True
         self._readable.set()
         self._writable.set()
+        if self.on_end is not None:
+            self.on_end()
 
 
 class MuxConnection:
@@ -128,7 +148,9 @@ class MuxConnection:
     def start(self) -> None:
         """Begin to read, write and keep alive."""
         for name, body in (("reader", self._read()), ("writer", self._write()), ("timer", self._keep_time())):
-            self._tasks.append(asyncio.create_task(body, name=f"yamux {name}"))
+            task = asyncio.create_task(body, name=f"yamux {name}")
+            task.add_done_callback(self._task_ended)
+            self._tasks.append(task)
 
     @property
     def closed(self) -> bool:
@@ -175,22 +197,19 @@ class MuxConnection:
     async def aclose(self, code: int = NORMAL, reason: str = "") -> None:
         """Write what is queued, close the transport and wait for the tasks. Idempotent."""
         self._end(None)
-        current = asyncio.current_task()
-        tasks = [task for task in self._tasks if task is not current]
-        for task in tasks:
+        broken = self._closed.result() is not None
+        limit = BROKEN_CLOSE_TIMEOUT if broken else CLOSE_TIMEOUT
+        for task in self._tasks:
             task.cancel()
         try:
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            # Where one write is stuck, another would be too.
+            if self._write_began is None and (chunks := self._session.data_to_send()):
+                with contextlib.suppress(TimeoutError, TransportError):
+                    await wait_for(self._clock, self._transport.send(chunks), limit)
         finally:
             with contextlib.suppress(TimeoutError, TransportError):
-                await wait_for(self._clock, self._close_transport(code, reason), CLOSE_TIMEOUT)
-
-    async def _close_transport(self, code: int, reason: str) -> None:
-        try:
-            if chunks := self._session.data_to_send():
-                await self._transport.send(chunks)
-        finally:
-            await self._transport.aclose(code, reason)
+                await wait_for(self._clock, self._transport.aclose(code, reason), limit)
 
     # ---- called by streams
 
@@ -234,51 +253,48 @@ class MuxConnection:
     # ---- tasks
 
     async def _read(self) -> None:
-        try:
-            while not self.closed:
-                data = await self._transport.receive()
-                if not data:
-                    self._end(None)
-                    return
-                self._handle(self._session.receive_data(data, self._clock.now()))
-                if self._session.pending:
-                    self._output.set()
-        except TransportError as error:
-            self._end(error)
+        while data := await self._transport.receive():
+            self._handle(self._session.receive_data(data, self._clock.now()))
+            if self._session.pending:
+                self._output.set()
+        self._end(None)
 
     async def _write(self) -> None:
-        try:
-            while True:
-                await self._output.wait()
-                self._output.clear()
-                while chunks := self._session.data_to_send():
-                    self._write_began = self._clock.now()
-                    await self._transport.send(chunks)
-                    self._write_began = None
-                    blocked, self._blocked = self._blocked, set()
-                    for stream_id in blocked:
-                        if stream := self._streams.get(stream_id):
-                            stream.wake_writer()
-                if self._session.error is not None:
-                    self._end(self._session.error)
-                    return
-        except TransportError as error:
-            self._end(error)
+        while self._session.error is None:
+            await self._output.wait()
+            self._output.clear()
+            while chunks := self._session.data_to_send():
+                self._write_began = self._clock.now()
+                await self._transport.send(chunks)
+                self._write_began = None
+                blocked, self._blocked = self._blocked, set()
+                for stream_id in blocked:
+                    if stream := self._streams.get(stream_id):
+                        stream.wake_writer()
+        self._end(self._session.error)
 
     async def _keep_time(self) -> None:
-        """Keep-alive and the limits of the session; looks at the writer at least every `WRITE_TIMEOUT`."""
-        while not self.closed:
+        """Keep-alive, the limits of the session, and that of a write.
+
+        A write that begins during a sleep is seen before its limit, because no sleep is longer than that.
+        """
+        while True:
             now = self._clock.now()
             if self._write_began is not None and now - self._write_began >= WRITE_TIMEOUT:
-                self._end(ConnectionLostError(f"the peer did not take data for {WRITE_TIMEOUT:g} s"))
-                return
+                raise ConnectionLostError(f"the peer did not take data for {WRITE_TIMEOUT:g} s")
             self._handle(self._session.handle_timeout(now))
             if self._session.pending:
                 self._output.set()
-            due = self._session.next_timeout()
-            if due is None:
-                return
-            await self._clock.sleep(max(min(due - now, WRITE_TIMEOUT), 0.001))
+            # A session that failed has no time of its own, but its last words may be stuck in the writer.
+            due = (self._write_began if self._write_began is not None else now) + WRITE_TIMEOUT
+            if (session_due := self._session.next_timeout()) is not None:
+                due = min(due, session_due)
+            await self._clock.sleep(max(due - now, 0.001))
+
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
+        """None of the tasks can go on without the others; whatever one failed with is the cause of the end."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._end(error if isinstance(error, Exception) else None)
 
     # ---- events
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from agent.clock import Clock
+from agent.clock import Clock, wait_for
 from agent.protocol.drpc import (
     CallEnded,
     DrpcError,
@@ -17,39 +18,110 @@ from agent.protocol.drpc import (
     Invoked,
     MessageReceived,
     SendingEnded,
+    ServerCall,
     ServerTransport,
 )
 from agent.protocol.yamux import Role
 from agent.rpc.connection import MuxConnection, MuxStream
-from agent.rpc.errors import CallError, RpcError
+from agent.rpc.errors import CallError, RpcError, StreamBrokenError
 from agent.rpc.transport import NORMAL, Transport
 
 logger = logging.getLogger("agent.rpc")
 
-MAX_WAITING_MESSAGES = 16
-"""Messages of one call that its handler has not taken; then the stream is not read, and its window closes."""
+MAX_WAITING = 262_144
+"""Bytes of messages of one call that its handler has not taken; then the stream is not read, and its window closes."""
+LARGE_PACKET = 262_144
+MAX_LARGE_PACKETS = 16
+"""How many packets of a connection may be put together beyond `LARGE_PACKET` bytes at once; others wait, unread."""
+HANDLER_GRACE = 10.0
+"""Seconds that handlers get to end after they were cancelled with their connection."""
 
 
 class ServerStream:
-    """One call as its handler sees it."""
+    """One call as its handler sees it. One task receives, one task sends."""
 
-    def __init__(self, stream: MuxStream, transport: ServerTransport) -> None:
+    def __init__(self, stream: MuxStream, call: ServerCall) -> None:
         self._stream = stream
-        self._transport = transport
-        self.inbox: asyncio.Queue[bytes | None] = asyncio.Queue(MAX_WAITING_MESSAGES)
-        self._ended = False
+        self._call = call
+        self._inbox: deque[bytes] = deque()
+        self._waiting = 0
+        self._complete = False
+        self._over = False
+        self._changed = asyncio.Event()
+
+    @property
+    def path(self) -> str:
+        """What was called."""
+        return self._call.path
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """What the client sent before the call, for example a trace context."""
+        return self._call.metadata
 
     async def receive(self) -> bytes | None:
         """The next message of the client, or None when it sends no more."""
-        if self._ended:
-            return None
-        message = await self.inbox.get()
-        self._ended = message is None
+        while not self._inbox:
+            if self._complete:
+                return None
+            self._changed.clear()
+            await self._changed.wait()
+        message = self._inbox.popleft()
+        self._waiting -= len(message)
+        self._changed.set()
         return message
 
     async def send(self, data: bytes) -> None:
-        """Send one message, waiting for the client's window."""
-        await self._stream.write(self._transport.message(data))
+        """Send one message, waiting for the client's window. Raises `StreamBrokenError`, `ConnectionLostError`."""
+        self._check()
+        await self._stream.write(self._call.message(data))
+
+    # ---- called by the server
+
+    def deliver(self, message: bytes) -> None:
+        """A message of the client; nobody takes it once the handler has ended."""
+        if not self._over:
+            self._inbox.append(message)
+            self._waiting += len(message)
+            self._changed.set()
+
+    def deliver_end(self) -> None:
+        """The client sends no more messages."""
+        self._complete = True
+        self._changed.set()
+
+    async def wait_for_room(self) -> None:
+        """Wait until the handler has taken enough, has ended, or the client went away."""
+        while self._waiting >= MAX_WAITING and not self._over and not self._stream.ended:
+            self._changed.clear()
+            await self._changed.wait()
+
+    def wake(self) -> None:
+        """The byte stream ended."""
+        self._changed.set()
+
+    async def finish(self, reply: bytes | None = None) -> None:
+        """The handler is done: send its last message, if any, and the end of the call in one write."""
+        self._check()
+        packet = b"" if reply is None else self._call.message(reply)
+        await self._stream.write(packet + self._call.close_send())
+
+    async def fail(self, code: int, text: str) -> None:
+        """Answer with an error, unless the call is over already, so that nobody waits for an answer."""
+        if not self._call.ended:
+            with contextlib.suppress(CallError):  # then nobody is left to answer to
+                await self._stream.write(self._call.error(code, text))
+
+    def discard(self) -> None:
+        """The handler has ended: drop what it did not take."""
+        self._over = True
+        self._inbox.clear()
+        self._waiting = 0
+        self._changed.set()
+
+    def _check(self) -> None:
+        if self._call.ended:
+            raise StreamBrokenError(f"the call of {self._call.path} is over")
 
 
 StreamHandler: TypeAlias = Callable[[ServerStream], Awaitable[None]]
@@ -81,6 +153,8 @@ class RpcServer:
     def __init__(self, transport: Transport, handlers: Mapping[str, Handler], clock: Clock) -> None:
         self._handlers = handlers
         self._connection = MuxConnection(transport, Role.SERVER, clock, self._accept)
+        self._clock = clock
+        self._large = asyncio.Semaphore(MAX_LARGE_PACKETS)
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def serve(self) -> Exception | None:
@@ -96,11 +170,16 @@ class RpcServer:
         return await self._connection.ping(timeout)
 
     async def aclose(self, code: int = NORMAL, reason: str = "") -> None:
-        """Close the connection, and cancel the handlers and wait for them. Idempotent."""
+        """Close the connection, cancel the handlers and wait up to 10 s for them. Idempotent."""
         await self._connection.aclose(code, reason)
-        for task in self._tasks:
+        tasks = set(self._tasks)
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        try:
+            await wait_for(self._clock, asyncio.gather(*tasks, return_exceptions=True), HANDLER_GRACE)
+        except TimeoutError:
+            names = ", ".join(sorted(task.get_name() for task in tasks if not task.done()))
+            logger.error("these did not end within %g s of being cancelled: %s", HANDLER_GRACE, names)
 
     def _accept(self, stream: MuxStream) -> None:
         task = asyncio.create_task(self._serve_stream(stream), name=f"rpc stream {stream.id}")
@@ -111,76 +190,71 @@ class RpcServer:
         transport = ServerTransport()
         call: ServerStream | None = None
         running: asyncio.Task[None] | None = None
+        large = False
         try:
             while data := await stream.read():
                 for event in transport.receive(data):
+                    if isinstance(event, Invoked):
+                        await _cancel(running)
+                        call = ServerStream(stream, event.call)
+                        stream.on_end = call.wake
+                        running = asyncio.create_task(self._run(call), name=f"rpc {call.path}")
+                        continue
+                    assert call is not None  # the protocol reports nothing before Invoked
                     match event:
-                        case Invoked(path, _):
-                            await _cancel(running)
-                            call = ServerStream(stream, transport)
-                            running = asyncio.create_task(self._run(path, call, stream, transport), name=f"rpc {path}")
-                        case MessageReceived(message) if call is not None:
-                            await _deliver(call, message, running)
-                        case SendingEnded() if call is not None:
-                            await _deliver(call, None, running)
+                        case MessageReceived(message):
+                            call.deliver(message)
+                        case SendingEnded():
+                            call.deliver_end()
                         case CallEnded():
                             await _cancel(running)
+                if call is not None:
+                    await call.wait_for_room()
+                if (transport.buffered > LARGE_PACKET) != large:
+                    if large:
+                        self._large.release()
+                    else:
+                        await self._large.acquire()
+                    large = not large
         except DrpcError as error:
             logger.warning("a client broke a rule of dRPC: %s", error)
             stream.reset()
         except CallError:
             pass  # the stream or the connection is gone; whoever owns the connection learns the cause
         finally:
-            # The end of the stream is how a Go client cancels a call.
-            await _cancel(running)
-            stream.close(discard=True)
+            if large:
+                self._large.release()
+            try:
+                # The end of the stream is how a Go client cancels a call.
+                await _cancel(running)
+            finally:
+                stream.close(discard=True)
 
-    async def _run(self, path: str, call: ServerStream, stream: MuxStream, transport: ServerTransport) -> None:
-        handler = self._handlers.get(path)
+    async def _run(self, call: ServerStream) -> None:
+        handler = self._handlers.get(call.path)
         try:
             if handler is None:
-                raise RpcError(f'protocol error: unknown rpc: "{path}"')
+                raise RpcError(f'protocol error: unknown rpc: "{call.path}"')
             if isinstance(handler, Unary):
                 request = await call.receive()
                 if request is None:
                     raise RpcError("the request has no message")
-                reply = transport.message(await handler.handler(request))
+                await call.finish(await handler.handler(request))
             else:
                 await handler.handler(call)
-                reply = b""
-            if not transport.ended:
-                await stream.write(reply + transport.close_send())
+                await call.finish()
         except RpcError as error:
-            await self._answer_error(stream, transport, error.code, error.text)
+            await call.fail(error.code, error.text)
         except CallError:
-            pass  # no one is left to answer to
+            pass  # nobody is left to answer to
         except DrpcError as error:
-            await self._answer_error(stream, transport, ErrorCode.UNSPECIFIED, str(error))
+            await call.fail(ErrorCode.UNSPECIFIED, str(error))
         except Exception:
             # One call's defect must not end the others of its connection; it is logged with its trace.
-            logger.exception("the handler of %s failed", path)
-            await self._answer_error(stream, transport, ErrorCode.UNSPECIFIED, "internal error")
-
-    @staticmethod
-    async def _answer_error(stream: MuxStream, transport: ServerTransport, code: int, text: str) -> None:
-        if transport.ended:
-            return
-        with contextlib.suppress(CallError):  # then no one is left to answer to
-            await stream.write(transport.error(code, text))
-
-
-async def _deliver(call: ServerStream, message: bytes | None, running: asyncio.Task[None] | None) -> None:
-    """Hand a message to the handler, unless that has ended: then nobody will take it."""
-    if not call.inbox.full():
-        call.inbox.put_nowait(message)
-        return
-    if running is None:
-        return
-    put = asyncio.ensure_future(call.inbox.put(message))
-    try:
-        await asyncio.wait({put, running}, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        put.cancel()
+            logger.exception("the handler of %s failed", call.path)
+            await call.fail(ErrorCode.UNSPECIFIED, "internal error")
+        finally:
+            call.discard()
 
 
 async def _cancel(task: asyncio.Task[None] | None) -> None:
