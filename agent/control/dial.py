@@ -11,7 +11,7 @@ import aiohttp
 from agent.api.versions import CURRENT, OLDEST, ApiVersion, offered_version
 from agent.clock import Clock, deadline
 from agent.control.errors import RefusedError, VersionMismatchError
-from agent.control.http import ControlHttp, unreachable
+from agent.control.http import ControlHttp, reaching
 from agent.rpc import MAX_MESSAGE, RpcAgentApi, RpcClient, WebSocketTransport
 
 RPC_PATH = "/api/v2/workspaceagents/me/rpc"
@@ -47,18 +47,9 @@ class ControlPlane:
         what the credentials raise.
         """
         self._http.token = await self._credentials.obtain()
-        try:
+        with reaching(self._http.url(RPC_PATH)):
             async with deadline(self._clock, DIAL_LIMIT):
                 socket, version = await self._negotiate()
-        except aiohttp.WSServerHandshakeError as error:
-            raise RefusedError(
-                f"GET {self._http.url(RPC_PATH)}",
-                error.status,
-                f"no WebSocket was opened ({error.message}); "
-                "CODER_AGENT_URL may be wrong, or a proxy in between may strip the upgrade",
-            ) from error
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            raise unreachable(self._http.url(RPC_PATH), error) from error
         client = RpcClient(WebSocketTransport(socket), self._clock)
         await client.start()
         return RpcAgentApi(client, version)
@@ -72,11 +63,16 @@ class ControlPlane:
                 version = next_version(version, refusal)
 
     async def _dial(self, version: ApiVersion) -> aiohttp.ClientWebSocketResponse:
-        return await self._http.session.ws_connect(
-            self._http.url(RPC_PATH, role="agent", version=str(version)),
-            max_msg_size=MAX_MESSAGE,
-            **self._http.proxy(),
-        )
+        url = self._http.url(RPC_PATH, role="agent", version=str(version))
+        try:
+            return await self._http.session.ws_connect(url, max_msg_size=MAX_MESSAGE, proxy=self._http.proxy())
+        except aiohttp.WSServerHandshakeError as error:
+            raise RefusedError(
+                f"GET {url.with_query(None)}",
+                error.status,
+                f"no WebSocket was opened ({error.message}); "
+                "CODER_AGENT_URL may be wrong, or a proxy in between may strip the upgrade",
+            ) from error
 
 
 def next_version(asked: ApiVersion, refusal: RefusedError) -> ApiVersion:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
-from typing import Any, TypedDict
+from typing import Any
 
 import aiohttp
 from yarl import URL
@@ -23,13 +24,6 @@ from agent.proxy import ProxyError, proxy_for
 TOKEN_HEADER = "Coder-Session-Token"  # noqa: S105 - the name of a header
 MAX_ERROR_BODY = 64 * 1024
 MAX_REDIRECTS = 10
-
-
-class ProxyArguments(TypedDict, total=False):
-    """Arguments of an aiohttp request that send it through a proxy."""
-
-    proxy: URL
-    proxy_headers: dict[str, str]
 
 
 class ControlHttp:
@@ -63,22 +57,15 @@ class ControlHttp:
             )
         return self._session
 
-    def proxy(self) -> ProxyArguments:
-        """The arguments of a request that make it go through the proxy of the environment, if there is one.
+    def proxy(self) -> URL | None:
+        """The proxy of the environment for requests to this control plane, to be given with each request.
 
         Raises `UnreachableError` when a proxy variable is unusable.
         """
         try:
-            proxy = proxy_for(self.base, os.environ)
+            return proxy_for(self.base, os.environ)
         except ProxyError as error:
             raise UnreachableError(f"{self.base}: {error}") from error
-        if proxy is None:
-            return {}
-        arguments: ProxyArguments = {"proxy": proxy.with_user(None)}
-        if proxy.user is not None:
-            credentials = aiohttp.encode_basic_auth(proxy.user, proxy.password or "")
-            arguments["proxy_headers"] = {"Proxy-Authorization": credentials}
-        return arguments
 
     async def aclose(self) -> None:
         """Close the session and its pooled connections; calling it again does nothing."""
@@ -154,14 +141,18 @@ async def read_bounded(response: aiohttp.ClientResponse, limit: int) -> bytes:
     return bytes(body)
 
 
-def unreachable(url: URL, error: Exception) -> UnreachableError:
-    """The typed error for whatever aiohttp raised while talking to `url`."""
-    if isinstance(error, TimeoutError):
-        reason = "no answer in time"
-    elif isinstance(error, aiohttp.ClientHttpProxyError):
-        reason = f"the proxy refused the connection: {error.status} {error.message}"
-    elif isinstance(error, aiohttp.ClientConnectorCertificateError):
-        reason = f"{error}; SSL_CERT_FILE may name further authorities to trust"
-    else:
-        reason = str(error) or type(error).__name__
-    return UnreachableError(f"{url.with_query(None).with_user(None)}: {reason}")
+@contextmanager
+def reaching(url: URL) -> Iterator[None]:
+    """Within it, whatever aiohttp raises while talking to `url` becomes `UnreachableError`."""
+    where = url.with_query(None).with_user(None)
+    try:
+        yield
+    except aiohttp.ClientHttpProxyError as error:
+        # No cause is kept: its text has the proxy's URL, password included.
+        raise UnreachableError(f"{where}: the proxy refused: {error.status} {error.message}") from None
+    except aiohttp.ClientConnectorCertificateError as error:
+        raise UnreachableError(f"{where}: {error}; SSL_CERT_FILE may name further authorities to trust") from error
+    except TimeoutError as error:
+        raise UnreachableError(f"{where}: no answer in time") from error
+    except (aiohttp.ClientError, OSError) as error:
+        raise UnreachableError(f"{where}: {str(error) or type(error).__name__}") from error

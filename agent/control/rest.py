@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
-import aiohttp
 import msgspec
 
 from agent.clock import Clock, deadline
 from agent.control.errors import RefusedError
-from agent.control.http import ControlHttp, read_bounded, unreachable
+from agent.control.http import ControlHttp, reaching, read_bounded
 
 REQUEST_LIMIT = 30.0
 """Seconds for one request, body included (agent-api.md §1.9)."""
@@ -32,7 +31,7 @@ class RestClient:
 
     async def _request(self, method: str, path: str, body: object, expected: int) -> Any:
         url = self._http.url(path)
-        try:
+        with reaching(url):
             async with (
                 deadline(self._clock, REQUEST_LIMIT),
                 self._http.session.request(
@@ -40,12 +39,10 @@ class RestClient:
                     url,
                     data=msgspec.json.encode(body) + b"\n",
                     headers={"Content-Type": "application/json"},
-                    **self._http.proxy(),
+                    proxy=self._http.proxy(),
                 ) as response,
             ):
                 content = await read_bounded(response, MAX_BODY)
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            raise unreachable(url, error) from error
         if response.status != expected:
             raise RefusedError(f"{method} {url}", response.status, f"expected status {expected}")
         try:
