@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -41,7 +41,7 @@ async def list_(client: Client, as_json: bool) -> None:
                 ago(agent.get("last_connected_at")),
                 agent["version"] or "-",
             ]
-            for agent in found
+            for agent in found["agents"]
         ],
     )
 
@@ -53,7 +53,7 @@ async def list_(client: Client, as_json: bool) -> None:
 async def show(client: Client, agent: str, as_json: bool) -> None:
     """Show one agent: its states, apps, scripts and metadata."""
     found = await client.get(f"agents/{agent}")
-    found = {**found, **await client.get(f"workspaceagents/{found['id']}")}
+    found = {**await client.get(f"workspaceagents/{found['id']}"), **found}
     if as_json:
         print_json(found)
         return
@@ -115,7 +115,39 @@ async def create(client: Client, text: str, as_json: bool) -> None:
     if as_json:
         print_json(created)
         return
-    click.echo(f"created {click.style(created['name'], bold=True)}; start it in the workspace with:\n")
+    _tell(client, "created", created)
+
+
+@agents.command()
+@click.argument("agent")
+@json_option
+@with_client
+async def start(client: Client, agent: str, as_json: bool) -> None:
+    """Begin a new start build: a new agent with a new token takes the place of the old one."""
+    created = await client.post(f"agents/{agent}/builds", {"transition": "start"})
+    if as_json:
+        print_json(created)
+        return
+    _tell(client, "started", created)
+
+
+@agents.command()
+@click.argument("agent")
+@json_option
+@with_client
+async def stop(client: Client, agent: str, as_json: bool) -> None:
+    """Begin a stop build: the agent may report its stop scripts, and is refused when they have run."""
+    build = await client.post(f"agents/{agent}/builds", {"transition": "stop"})
+    if as_json:
+        print_json(build)
+        return
+    click.echo(f"build {build['number']} stops {agent}")
+
+
+def _tell(client: Client, what: str, created: dict[str, Any]) -> None:
+    for warning in created["warnings"]:
+        click.echo(f"{click.style('warning:', fg='yellow')} {warning}", err=True)
+    click.echo(f"{what} {click.style(created['name'], bold=True)}; run its agent in the workspace with:\n")
     click.echo(f"  CODER_AGENT_URL={client.url} CODER_AGENT_TOKEN={created['token']} workspace-agent agent\n")
     click.echo("The token is not shown again; `workspace-agent agents token` makes a new one.")
 
@@ -125,7 +157,7 @@ async def create(client: Client, text: str, as_json: bool) -> None:
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @with_client
 async def delete(client: Client, agent: str, yes: bool) -> None:
-    """Delete an agent with its logs; its token stops working at once."""
+    """Delete an agent; its token stops working at once."""
     found = await client.get(f"agents/{agent}")
     if not yes:
         click.confirm(f"Delete the agent {found['name']} with all that it reported?", abort=True)

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from agent.cli.client import Client
 
 
+NANOSECONDS_PER_DAY = 86400 * 10**9
+
+
 @click.group()
 def tokens() -> None:
     """Manage your API tokens, for programs that act for you."""
@@ -22,8 +25,8 @@ def tokens() -> None:
 @json_option
 @with_client
 async def list_(client: Client, as_json: bool) -> None:
-    """List your sessions and tokens."""
-    found = await client.get("users/me/keys")
+    """List your tokens."""
+    found = await client.get("users/me/keys/tokens")
     if as_json:
         print_json(found)
         return
@@ -43,7 +46,8 @@ async def list_(client: Client, as_json: bool) -> None:
 @with_client
 async def create(client: Client, name: str, days: int, as_json: bool) -> None:
     """Create an API token and print it; it is not shown again."""
-    answer = await client.post("users/me/keys", {"token_name": name, "lifetime_days": days})
+    body = {"token_name": name, "lifetime": days * NANOSECONDS_PER_DAY}
+    answer = await client.post("users/me/keys/tokens", body)
     if as_json:
         print_json(answer)
         return
@@ -54,6 +58,6 @@ async def create(client: Client, name: str, days: int, as_json: bool) -> None:
 @click.argument("id")
 @with_client
 async def delete(client: Client, id: str) -> None:
-    """Delete a token or session by its id; it stops working at once."""
+    """Delete a token by its id or name; it stops working at once."""
     await client.delete(f"users/me/keys/{id}")
     click.echo(f"deleted {id}")

@@ -43,7 +43,7 @@ async def list_(client: Client, as_json: bool) -> None:
                 user["username"],
                 user["email"],
                 ", ".join(role["name"] for role in user["roles"]) or "member",
-                ago(user["last_seen_at"]),
+                ago(user.get("last_seen_at")),
             ]
             for user in found["users"]
         ],
@@ -72,18 +72,22 @@ async def create(client: Client, username: str, email: str, owner: bool, passwor
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @with_client
 async def delete(client: Client, username: str, yes: bool) -> None:
-    """Delete a user with the agents that belong to it."""
+    """Delete a user who has no agents."""
     if not yes:
-        click.confirm(f"Delete the user {username} and the user's agents?", abort=True)
+        click.confirm(f"Delete the user {username}?", abort=True)
     await client.delete(f"users/{username}")
     click.echo(f"deleted {username}")
 
 
 @users.command()
 @click.argument("username")
+@click.option("--old-password", help="Needed for your own; asked for where it is not given.")
 @_password
 @with_client
-async def password(client: Client, username: str, password: str) -> None:
+async def password(client: Client, username: str, old_password: str | None, password: str) -> None:
     """Set a user's password; the user's sessions end."""
-    await client.request("PUT", f"users/{username}/password", json_body={"password": password})
+    if not old_password and username in ("me", (await client.get("users/me"))["username"]):
+        old_password = click.prompt("Old password", hide_input=True)
+    body = {"password": password, "old_password": old_password or ""}
+    await client.request("PUT", f"users/{username}/password", json_body=body)
     click.echo(f"set the password of {username}")

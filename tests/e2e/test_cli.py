@@ -95,14 +95,16 @@ async def test_a_one_time_link_logs_in_once(deployment: Deployment, tmp_path: Pa
 async def test_an_agent_from_its_definition_to_its_end(cli: Cli, definition: str) -> None:
     created = await cli.json("agents", "create", "-f", definition)
     assert created["name"] == "dev"
-    assert [(agent["name"], agent["status"]) for agent in await cli.json("agents", "list")] == [("dev", "connecting")]
+    assert [(agent["name"], agent["status"]) for agent in (await cli.json("agents", "list"))["agents"]] == [
+        ("dev", "connecting")
+    ]
     assert "dev" in await cli("agents", "list")
     assert "greet" in await cli("agents", "show", "dev")
     assert (await cli.json("agents", "show", created["id"]))["lifecycle_state"] == "created"
     token = (await cli("agents", "token", "dev")).strip()
     assert token != created["token"]
     assert "deleted dev" in await cli("agents", "delete", "dev", "--yes")
-    assert await cli.json("agents", "list") == []
+    assert (await cli.json("agents", "list"))["agents"] == []
 
 
 async def test_a_wrong_definition_is_refused_with_path_and_line(cli: Cli, tmp_path: Path) -> None:
@@ -150,7 +152,7 @@ async def test_members_are_made_and_see_only_their_own(cli: Cli, definition: str
     await cli("users", "create", "jo", "--email=jo@example.com", "--password=long enough 1")
     jo = Cli(tmp_path / "jo")
     await jo("login", await _url(cli), "--email=jo@example.com", "--password=long enough 1")
-    assert await jo.json("agents", "list") == []
+    assert (await jo.json("agents", "list"))["agents"] == []
     assert (await jo("agents", "show", "dev", code=1)).startswith("error: ")
     assert (await jo("users", "list", code=1)).startswith("error: ")
     await cli("users", "password", "jo", "--password=another long 2")
