@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING, NamedTuple
 from uuid import UUID
 
 from aiohttp import hdrs, web
-from sqlalchemy.exc import SQLAlchemyError
 
 from agent.clock import Clock
 from agent.server.errors import ApiError
 from agent.server.routes import Auth
-from agent.server.store import Database, agents, users
+from agent.server.store import Database, QueryError, agents, users
 from agent.server.wire import parse_uuid
 
 if TYPE_CHECKING:
@@ -169,7 +168,7 @@ class Authenticator:
         try:
             async with self._database.reading() as session:
                 row = await agents.by_token(session, hash_agent_token(parsed))
-        except SQLAlchemyError as error:
+        except QueryError as error:
             raise ApiError(500, "Internal error checking workspace agent authorization.", str(error)) from error
         if row is None:
             raise ApiError(

@@ -6,6 +6,9 @@ async with database.transaction() as session:
 
 from __future__ import annotations
 
+from sqlalchemy.exc import SQLAlchemyError as QueryError
+from sqlalchemy.ext.asyncio import AsyncSession as Session
+
 from agent.server.store.database import Database, DatabaseError, open_database
 
-__all__ = ["Database", "DatabaseError", "open_database"]
+__all__ = ["Database", "DatabaseError", "QueryError", "Session", "open_database"]

@@ -155,6 +155,9 @@ class Workspace(Base):
     )
 
 
+_OPEN = "status IN ('pending', 'running')"
+
+
 class Build(Base):
     """One transition of a workspace. Only the agents of the highest `number` may connect (agent-api.md §1.3)."""
 
@@ -168,7 +171,10 @@ class Build(Base):
     created_at: Mapped[int] = mapped_column(Micros)
     updated_at: Mapped[int] = mapped_column(Micros)
     completed_at: Mapped[int | None] = mapped_column(Micros)
-    __table_args__ = (UniqueConstraint("workspace_id", "number"),)
+    __table_args__ = (
+        UniqueConstraint("workspace_id", "number"),
+        Index("ix_builds_status", "status", sqlite_where=text(_OPEN), postgresql_where=text(_OPEN)),
+    )
 
 
 class Agent(Base):

@@ -146,6 +146,8 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_builds")),
         sa.UniqueConstraint("workspace_id", "number", name=op.f("uq_builds_workspace_id_number")),
     )
+    open_builds = sa.text("status IN ('pending', 'running')")
+    op.create_index("ix_builds_status", "builds", ["status"], sqlite_where=open_builds, postgresql_where=open_builds)
     op.create_table(
         "agents",
         sa.Column("id", columns.UuidType(), nullable=False),
