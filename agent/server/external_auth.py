@@ -11,7 +11,11 @@ MAX_MATCH = 2048
 
 
 class ProviderError(ValueError):
-    """A provider cannot be configured like this; the text names the field."""
+    """A provider cannot be configured like this; `field` is the one at fault."""
+
+    def __init__(self, field: str, text: str) -> None:
+        super().__init__(text)
+        self.field = field
 
 
 class ProviderNotFoundError(LookupError):
@@ -31,15 +35,15 @@ class Provider:
 def check_provider(provider: Provider) -> None:
     """Raises `ProviderError`."""
     if re.fullmatch(r"[a-z0-9](?:-?[a-z0-9]){0,63}", provider.id) is None:
-        raise ProviderError("id must be of lower-case letters, digits and single hyphens, at most 64 characters")
+        raise ProviderError("id", "must be of lower-case letters, digits and single hyphens, at most 64 characters")
     if not provider.type:
-        raise ProviderError("type is empty; it is for example github, gitlab or bitbucket-cloud")
+        raise ProviderError("type", "is empty; it is for example github, gitlab or bitbucket-cloud")
     if len(provider.regex) > 512:
-        raise ProviderError("regex is longer than 512 characters")
+        raise ProviderError("regex", "is longer than 512 characters")
     try:
         re.compile(provider.regex)
     except re.error as error:
-        raise ProviderError(f"regex {provider.regex!r} is no regular expression: {error}") from error
+        raise ProviderError("regex", f"{provider.regex!r} is no regular expression: {error}") from error
 
 
 def choose(providers: Sequence[Provider], provider_id: str, match: str) -> Provider:

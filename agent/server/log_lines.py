@@ -14,9 +14,9 @@ MAX_LINE = 1024
 """Characters of a line that are stored; its full length still counts."""
 EXTERNAL_SOURCE = UUID("3b579bf4-1ed8-4b99-87a8-e9a1e3410410")
 EXTERNAL_NAME, EXTERNAL_ICON = "External", "/emojis/1f310.png"
-LEVELS = {name.lower(): number for name, number in pb.Log.Level.items() if number}
+LEVELS: dict[str, int] = {name.lower(): number for name, number in pb.Log.Level.items() if number}
 """Names in JSON → numbers in protobuf and in the store."""
-LEVEL_NAMES = {number: name for name, number in LEVELS.items()}
+LEVEL_NAMES: dict[int, str] = {number: name for name, number in LEVELS.items()}
 
 
 class LogLine(NamedTuple):

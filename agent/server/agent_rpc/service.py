@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from enum import Enum
 from typing import Protocol, TypeVar
 from uuid import UUID
 
@@ -41,6 +42,14 @@ UNIMPLEMENTED = (
 """Answered with code 12, which §12 rule 4 allows; agents then go without them."""
 
 
+class Topic(Enum):
+    """What of an agent changed. STATE is everything but lines and metadata."""
+
+    LOGS = "logs"
+    METADATA = "metadata"
+    STATE = "state"
+
+
 class Surroundings(Protocol):
     """What the service needs of the server around it."""
 
@@ -56,8 +65,8 @@ class Surroundings(Protocol):
     async def banners(self) -> list[pb.BannerConfig]:
         """What the owner wants to be shown."""
 
-    def changed(self, agent: UUID, what: str) -> None:
-        """Tell who watches: `logs`, `metadata`, or `state`."""
+    def changed(self, agent: UUID, topic: Topic) -> None:
+        """Tell who watches. Called after the commit."""
 
 
 MAX_SEQUENCE = 2**62
@@ -135,14 +144,14 @@ class AgentService:
     async def _update_startup(self, request: pb.UpdateStartupRequest) -> pb.Startup:
         report = reports.parse_startup(request.startup if request.HasField("startup") else None)
         await self._reports.startup(report, str(self._version), self._now())
-        self._around.changed(self._agent, "state")
+        self._around.changed(self._agent, Topic.STATE)
         return request.startup
 
     async def _update_lifecycle(self, request: pb.UpdateLifecycleRequest) -> pb.Lifecycle:
         now = self._now()
         report = reports.parse_lifecycle(request.lifecycle if request.HasField("lifecycle") else None, now)
         await self._reports.lifecycle(report, now)
-        self._around.changed(self._agent, "state")
+        self._around.changed(self._agent, Topic.STATE)
         return request.lifecycle
 
     async def _batch_create_logs(self, request: pb.BatchCreateLogsRequest) -> pb.BatchCreateLogsResponse:
@@ -171,17 +180,17 @@ class AgentService:
             )
         except LimitReachedError as error:
             if not error.marked:
-                self._around.changed(self._agent, "logs")
+                self._around.changed(self._agent, Topic.LOGS)
             return pb.BatchCreateLogsResponse(log_limit_exceeded=True)
         if stored:
-            self._around.changed(self._agent, "logs")
+            self._around.changed(self._agent, Topic.LOGS)
         return pb.BatchCreateLogsResponse()
 
     async def _batch_update_metadata(self, request: pb.BatchUpdateMetadataRequest) -> pb.BatchUpdateMetadataResponse:
         values, failure = reports.parse_metadata(request.metadata)
         if values:
             await self._reports.metadata(values, self._now())
-            self._around.changed(self._agent, "metadata")
+            self._around.changed(self._agent, Topic.METADATA)
         if failure:
             raise ReportRefusedError(failure)
         return pb.BatchUpdateMetadataResponse()
@@ -191,7 +200,7 @@ class AgentService:
     ) -> pb.BatchUpdateAppHealthResponse:
         healths = reports.parse_app_healths(request.updates, await self._reports.apps())
         if await self._reports.app_healths(healths):
-            self._around.changed(self._agent, "state")
+            self._around.changed(self._agent, Topic.STATE)
         return pb.BatchUpdateAppHealthResponse()
 
     async def _update_stats(self, request: pb.UpdateStatsRequest) -> pb.UpdateStatsResponse:
@@ -232,7 +241,7 @@ class AgentService:
         for path, alert in await self._reports.resources(measurements, self._now()):
             what = f"volume {path}" if path else "memory"
             logger.warning("agent %s: %s is %s", self._agent, what, "running out" if alert else "fine again")
-            self._around.changed(self._agent, "state")
+            self._around.changed(self._agent, Topic.STATE)
         return pb.PushResourcesMonitoringUsageResponse()
 
     async def _report_connection(self, request: pb.ReportConnectionRequest) -> Empty:

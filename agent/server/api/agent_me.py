@@ -7,7 +7,6 @@ from uuid import UUID
 
 import msgspec
 from aiohttp import web
-from sqlalchemy.exc import SQLAlchemyError
 
 from agent.clock import Clock
 from agent.server import log_lines
@@ -16,7 +15,7 @@ from agent.server.events import Events, logs_topic
 from agent.server.http import Call, reply
 from agent.server.reports import quote
 from agent.server.routes import Auth, Route
-from agent.server.store import Database, git_keys, logs
+from agent.server.store import Database, QueryError, git_keys, logs
 from agent.server.store.logs import LimitReachedError
 from agent.server.wire import Body, Time, parse_uuid, rfc3339
 
@@ -64,7 +63,7 @@ class GitSshKey(msgspec.Struct):
     private_key: str
 
 
-class AgentMeApi:
+class AgentMe:
     """The plain requests; `agent_rpc` and `external_auth` have the others. `log_limit` is in bytes per agent."""
 
     def __init__(self, database: Database, events: Events, clock: Clock, log_limit: int) -> None:
@@ -119,7 +118,7 @@ class AgentMeApi:
         if source.int == 0:
             try:
                 source = await logs.add_external_source(self._database, agent, now)
-            except SQLAlchemyError as error:
+            except QueryError as error:
                 raise ApiError(500, "Failed to create external log source.", _reason(error)) from error
         try:
             await logs.append(self._database, agent, source, lines, limit=self._log_limit, now=now)
@@ -127,7 +126,7 @@ class AgentMeApi:
             self._events.publish(logs_topic(agent))
             detail = "The agent's logs were over the limit before." if error.marked else ""
             raise ApiError(413, "Logs limit exceeded", detail) from error
-        except (SQLAlchemyError, LookupError) as error:
+        except (QueryError, LookupError) as error:
             raise ApiError(500, "Failed to upload logs", _reason(error)) from error
         self._events.publish(logs_topic(agent))
         return reply()
@@ -144,7 +143,7 @@ class AgentMeApi:
         """§2.5. The key is made when it is first asked for."""
         try:
             key = await git_keys.get_or_create(self._database, call.agent.owner_id, self._now())
-        except SQLAlchemyError as error:
+        except QueryError as error:
             raise ApiError(500, "Internal error fetching git SSH key.", _reason(error)) from error
         return reply(GitSshKey(key.public, key.private))
 

@@ -23,7 +23,7 @@ MONITORED_ROLES = ("", "agent")
 log = structlog.get_logger("agent.server.rpc")
 
 
-class AgentRpcApi:
+class AgentRpc:
     """Serves the connections of agents; `newest` is the API version that is offered."""
 
     def __init__(

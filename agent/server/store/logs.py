@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from typing import NamedTuple
 from uuid import UUID
 
-from sqlalchemy import select, update
+from sqlalchemy import exists, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import aliased
 
 from agent.server.log_lines import EXTERNAL_ICON, EXTERNAL_NAME, EXTERNAL_SOURCE, MAX_REQUEST, LogLine
 from agent.server.store.completes import completes
 from agent.server.store.database import Database
 from agent.server.store.dialect import insert, insert_or_ignore
-from agent.server.store.schema import Agent, Log, LogSource, LogSpool
+from agent.server.store.schema import Agent, Build, Log, LogSource, LogSpool, Workspace
 
 MAX_SOURCE_NAME = 127
 
@@ -122,6 +123,23 @@ async def read(database: Database, agent: UUID, after: int, count: int) -> list[
     query = columns.where(Log.agent_id == agent, Log.id > after).order_by(Log.id).limit(count)
     async with database.reading() as session:
         return [LogRow(*row) for row in await session.execute(query)]
+
+
+async def is_of_latest_build(database: Database, agent: UUID) -> bool:
+    """Whether there is no newer build of the agent's workspace, and the workspace still is."""
+    newer = aliased(Build)
+    query = (
+        select(Agent.id)
+        .join(Build, Build.id == Agent.build_id)
+        .join(Workspace, Workspace.id == Build.workspace_id)
+        .where(
+            Agent.id == agent,
+            ~Workspace.deleted,
+            ~exists().where(newer.workspace_id == Build.workspace_id, newer.number > Build.number),
+        )
+    )
+    async with database.reading() as session:
+        return await session.scalar(query) is not None
 
 
 @completes

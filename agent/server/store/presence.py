@@ -7,17 +7,19 @@ from uuid import UUID
 
 from sqlalchemy import func, update
 
+from agent.server.store import agents
 from agent.server.store.completes import completes
 from agent.server.store.database import Database
 from agent.server.store.schema import Agent
 
 
 class PresenceStore:
-    """`now` gives microseconds since 1970."""
+    """`now` gives microseconds since 1970; `changed` is called after an agent came or went."""
 
-    def __init__(self, database: Database, now: Callable[[], int]) -> None:
+    def __init__(self, database: Database, now: Callable[[], int], changed: Callable[[UUID], None]) -> None:
         self._database = database
         self._now = now
+        self._changed = changed
 
     @completes
     async def connected(self, agent: UUID, connection: UUID) -> None:
@@ -33,6 +35,7 @@ class PresenceStore:
                     updated_at=now,
                 )
             )
+        self._changed(agent)
 
     @completes
     async def seen(self, connections: Collection[tuple[UUID, UUID]]) -> None:
@@ -58,3 +61,10 @@ class PresenceStore:
                 .where(Agent.id == agent, Agent.connection_id == connection)
                 .values(connection_id=None, disconnected_at=now, updated_at=now)
             )
+        self._changed(agent)
+
+    async def obsolete(self, connected: Collection[UUID]) -> set[UUID]:
+        if not connected:
+            return set()
+        async with self._database.reading() as session:
+            return set(connected) - await agents.current_among(session, connected)
