@@ -359,12 +359,48 @@ async def test_cron_script_fires_after_the_start_phase(shop: Workshop) -> None:
 
 @pytest.mark.parametrize("after", [0.0, 0.002, 0.01, 0.03, 0.3, 0.8])
 async def test_cancelled_in_any_phase_leaves_nothing(shop: Workshop, after: float) -> None:
-    scripts = [script("sleep 1000 & exec sleep 1000", run_on_start=True) for _ in range(8)]
-    scripts += [script("echo x; (sleep 1000 &) ; exit 0", run_on_start=True) for _ in range(2)]
+    mark = f"1000.{os.getpid()}{round(after * 1000)}"  # no other process sleeps for so long
+    scripts = [script(f"sleep {mark} & exec sleep {mark}", run_on_start=True) for _ in range(8)]
+    scripts += [script(f"sleep {mark} & exit 0", run_on_start=True) for _ in range(2)]
     runner = shop.runner(*scripts, limits=Limits(drain=5, hangup=5))
     phase = asyncio.create_task(runner.run_start())
     await asyncio.sleep(after)
     phase.cancel()
     with pytest.raises(asyncio.CancelledError):
         await phase
-    await asyncio.to_thread(os.system, f"pkill -9 -f 'never matches {shop.root}'")
+    await eventually(lambda: not running(mark))
+
+
+async def test_close_ends_what_runs_and_refuses_the_rest(shop: Workshop) -> None:
+    cron = script("echo up; exec sleep 1000", cron="* * * * * *")
+    late = script("echo late", run_on_stop=True)
+    runner = shop.runner(cron, late)
+    await runner.prepare()
+    runner.start_cron()
+    await eventually(lambda: bool(shop.captures.by_source) and shop.captures.of(cron).stdout == b"up\n")
+    await runner.aclose()
+    await runner.aclose()
+    assert shop.timing(cron).exit_code == 255
+    assert await runner.run_stop() is PhaseResult.ERROR
+    assert late.log_source_id not in shop.captures.by_source
+
+
+async def test_keeper_that_is_killed_costs_only_the_exit_status(shop: Workshop) -> None:
+    it = script("trap 'echo hup' HUP; echo $PPID; sleep 1000", run_on_start=True)
+    phase = asyncio.create_task(shop.runner(it).run_start())
+    await eventually(lambda: bool(shop.captures.by_source) and b"\n" in shop.captures.of(it).stdout)
+    os.kill(int(shop.captures.of(it).stdout), signal.SIGKILL)
+    assert await phase is PhaseResult.ERROR
+    assert shop.captures.of(it).stdout.endswith(b"\nhup\n")
+    assert "process that kept this script was killed" in shop.captures.of(it).notes[0]
+    assert (shop.timing(it).exit_code, shop.timing(it).status) == (255, pb.Timing.EXIT_FAILURE)
+
+
+def running(mark: str) -> bool:
+    for name in os.listdir("/proc"):
+        try:
+            if name.isdigit() and mark.encode() in Path(f"/proc/{name}/cmdline").read_bytes():
+                return True
+        except OSError:
+            continue
+    return False
