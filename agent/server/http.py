@@ -115,6 +115,7 @@ class Front:
             app.router.add_route(route.method, route.path, partial(self._serve, route))
 
     async def _add_headers(self, request: web.Request, response: web.StreamResponse) -> None:
+        response.headers[hdrs.SERVER] = "workspace-agent"
         response.headers["X-Coder-Build-Version"] = self._build_version
         response.headers["X-Coder-Request-Id"] = request_id(request)
         response.headers.setdefault("X-Content-Type-Options", "nosniff")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -31,13 +31,15 @@ _QUERY_SCHEMAS: dict[str, dict[str, Any]] = {
 def describe(routes: Sequence[Route], version: str) -> dict[str, Any]:
     """The description of all routes under `/api/v2`; bodies are named after the classes that they are made of."""
     routes = [route for route in routes if route.path.startswith(API)]
-    kinds = [kind for route in routes for kind in (*route.responses.values(), route.request) if _is_json(kind)]
+    kinds = [kind for route in routes for kind in _json_kinds((*route.responses.values(), route.request))]
     schemas, components = msgspec.json.schema_components(
         [ErrorBody, *kinds], ref_template="#/components/schemas/{name}"
     )
     error, by_kind = schemas[0], list(zip(kinds, schemas[1:], strict=True))
 
     def schema(kind: Any) -> dict[str, Any]:
+        if isinstance(kind, tuple):
+            return {"anyOf": [schema(one) for one in kind]}
         return next(found for known, found in by_kind if known is kind)
 
     paths: dict[str, dict[str, Any]] = {}
@@ -95,8 +97,12 @@ class OpenApi:
         return reply(self._answer)
 
 
-def _is_json(kind: Any) -> bool:
-    return kind is not None and not isinstance(kind, Text | Empty)
+def _json_kinds(kinds: Iterable[Any]) -> Iterator[Any]:
+    for kind in kinds:
+        if isinstance(kind, tuple):
+            yield from kind
+        elif kind is not None and not isinstance(kind, Text | Empty):
+            yield kind
 
 
 def _operation_id(route: Route) -> str:

@@ -48,8 +48,9 @@ class Route:
     """One endpoint.
 
     `path` is absolute, with `{name}` for a segment. `responses` maps each success status to the type of its JSON (None
-    is the JSON value `null`), a `Text`, or `NoReturn`-like `EMPTY`. Errors need no declaration. `body_limit` is in
-    bytes; `rate_limit` replaces the server's requests per minute. A `websocket` route's Origin is checked.
+    is the JSON value `null`, a tuple means any of its types), to a `Text`, or to `EMPTY`. Errors need no declaration.
+    `body_limit` is in bytes; `rate_limit` replaces the server's requests per minute. A `websocket` route's Origin is
+    checked.
     """
 
     method: str

@@ -105,7 +105,7 @@ class Agents:
                 handler=self.build,
                 summary="Start, stop or delete the workspace; a start makes a new agent with a new token",
                 request=NewBuild,
-                responses={201: models.NewAgentAnswer | models.BuildSummary},
+                responses={201: (models.NewAgentAnswer, models.BuildSummary)},
                 body_limit=DEFINITION_LIMIT,
             ),
             Route(

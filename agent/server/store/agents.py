@@ -10,7 +10,18 @@ from sqlalchemy import ColumnElement, Select, and_, exists, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 
-from agent.server.store.schema import Agent, App, Build, LogSource, Script, ScriptTiming, User, Workspace
+from agent.server.store.schema import (
+    Agent,
+    App,
+    Build,
+    ExternalAuthProvider,
+    LogSource,
+    Metadata,
+    Script,
+    ScriptTiming,
+    User,
+    Workspace,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +109,15 @@ async def scripts(session: AsyncSession, agent_id: UUID) -> Sequence[Script]:
 
 async def apps(session: AsyncSession, agent_id: UUID) -> Sequence[App]:
     return (await session.scalars(select(App).where(App.agent_id == agent_id).order_by(App.position))).all()
+
+
+async def metadata(session: AsyncSession, agent_id: UUID) -> Sequence[Metadata]:
+    query = select(Metadata).where(Metadata.agent_id == agent_id)
+    return (await session.scalars(query.order_by(Metadata.position))).all()
+
+
+async def count_git_providers(session: AsyncSession) -> int:
+    return await session.scalar(select(func.count()).select_from(ExternalAuthProvider)) or 0
 
 
 async def log_sources(session: AsyncSession, agent_id: UUID) -> Sequence[LogSource]:

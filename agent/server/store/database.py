@@ -53,6 +53,11 @@ class Database:
         async with self._read() as session:
             yield session
 
+    def connect_arguments(self) -> dict[str, Any]:
+        """What the driver's own `connect` wants, for a connection outside the pool."""
+        _, arguments = self.engine.dialect.create_connect_args(self.engine.url)
+        return dict(arguments)
+
     async def aclose(self) -> None:
         await self.engine.dispose()
 

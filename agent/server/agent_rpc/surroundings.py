@@ -1,0 +1,46 @@
+"""What the Agent service needs of the server around it: the database and the events."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from agent.api.proto import agent_pb2 as pb
+from agent.clock import Clock
+from agent.server.agent_rpc.service import Settings, Topic
+from agent.server.events import Events, agent_topic, logs_topic, metadata_topic
+from agent.server.manifest import to_manifest
+from agent.server.reports import ReportRefusedError
+from agent.server.store import Database, agents, banners
+
+_TOPICS = {Topic.LOGS: logs_topic, Topic.METADATA: metadata_topic, Topic.STATE: agent_topic}
+
+
+class AgentSurroundings:
+    """Implements `service.Surroundings`; `access_url` is where agents reach the server."""
+
+    def __init__(self, database: Database, events: Events, clock: Clock, settings: Settings, access_url: str) -> None:
+        self.database, self.clock, self.settings = database, clock, settings
+        self._events, self._access_url = events, access_url
+
+    async def manifest(self, agent: UUID) -> pb.Manifest:
+        async with self.database.reading() as session:
+            row = await agents.by_id(session, agent)
+            if row is None:
+                raise ReportRefusedError("the workspace of this agent was deleted")
+            return to_manifest(
+                row,
+                await agents.scripts(session, agent),
+                await agents.apps(session, agent),
+                await agents.metadata(session, agent),
+                access_url=self._access_url,
+                git_auth_configs=await agents.count_git_providers(session),
+            )
+
+    async def banners(self) -> list[pb.BannerConfig]:
+        return [
+            pb.BannerConfig(enabled=one.enabled, message=one.message, background_color=one.background_color)
+            for one in await banners.read(self.database)
+        ]
+
+    def changed(self, agent: UUID, topic: Topic) -> None:
+        self._events.publish(_TOPICS[topic](agent))

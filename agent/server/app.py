@@ -1,0 +1,237 @@
+"""Composition: which part gets which; and a server from its start to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from uuid import UUID, uuid4
+
+import structlog
+from aiohttp import web
+
+from agent.backoff import Backoff
+from agent.clock import Clock
+from agent.server.agent_rpc.service import Settings
+from agent.server.agent_rpc.surroundings import AgentSurroundings
+from agent.server.api.agent_logs import AgentLogs
+from agent.server.api.agent_me import AgentMe
+from agent.server.api.agent_metadata import AgentMetadata
+from agent.server.api.agent_rpc import AgentRpc
+from agent.server.api.agents import Agents
+from agent.server.api.appearance import Appearance
+from agent.server.api.buildinfo import BuildInfo
+from agent.server.api.external_auth import ExternalAuth
+from agent.server.api.users import Users
+from agent.server.auth import Authenticator, Passwords
+from agent.server.config import ServerConfig
+from agent.server.events import Events, PostgresRelay, agent_topic
+from agent.server.housekeeping import Housekeeping
+from agent.server.http import Front
+from agent.server.longlived import LongLived
+from agent.server.monitor import ConnectionMonitor
+from agent.server.openapi import OpenApi
+from agent.server.page import Page
+from agent.server.store import Database, open_database, settings, users
+from agent.server.store.presence import PresenceStore
+from agent.server.store.schema import User
+from agent.version import COMPATIBLE, VERSION
+
+SHUTDOWN_TIMEOUT = 5.0
+MAX_HEADERS = 32 * 1024
+
+log = structlog.get_logger("agent.server")
+
+
+class ListenError(Exception):
+    """The address cannot be listened on; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A control plane whose database is open: `app` serves it, `login_link` lets its first owner in."""
+
+    app: web.Application
+    login_link: Callable[[], Awaitable[str]]
+
+
+@asynccontextmanager
+async def open_server(config: ServerConfig, clock: Clock, access_url: str) -> AsyncIterator[Server]:
+    """Everything but the listening, for as long as the body runs. Raises `agent.server.store.DatabaseError`.
+
+    `access_url` is where agents and browsers find the server, without a slash at the end.
+    """
+    database = await open_database(config.database_url)
+    events = Events()
+    presence = PresenceStore(database, lambda: clock.wall() // 1000, lambda agent: events.publish(agent_topic(agent)))
+    monitor = ConnectionMonitor(presence, clock, config.ping_period)
+    housekeeping = Housekeeping(database, events, clock, stop_limit=config.stop_limit, retention=config.retention)
+    jobs = {"connection monitor": monitor.run, "housekeeping": housekeeping.run}
+    if database.dialect == "postgresql":
+        relay = events.relay = PostgresRelay(events, database.connect_arguments(), clock)
+        jobs["relay"] = relay.run
+    tasks = [asyncio.create_task(_keep_running(name, job, clock), name=name) for name, job in jobs.items()]
+    try:
+        yield await _compose(config, clock, access_url, database, events, monitor)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await database.aclose()
+
+
+async def _keep_running(name: str, job: Callable[[], Awaitable[None]], clock: Clock) -> None:
+    """A job that fails is begun again, so that one mistake does not end what else the server does."""
+    backoff = Backoff(first=1, cap=60)
+    while True:
+        try:
+            await job()
+        except Exception:
+            log.exception("a job of the server failed and begins again", job=name, failures=backoff.attempts + 1)
+        await clock.sleep(backoff.next())
+
+
+async def _compose(
+    config: ServerConfig, clock: Clock, access_url: str, database: Database, events: Events, monitor: ConnectionMonitor
+) -> Server:
+    async with database.transaction() as session:
+        deployment_id = await settings.deployment_id(session)
+    authenticator = Authenticator(database, clock, config.session_lifetime)
+    people = Users(
+        database,
+        Passwords(),
+        clock,
+        access_url=access_url,
+        session_lifetime=config.session_lifetime,
+        link_lifetime=config.login_link_lifetime,
+    )
+    build_info = BuildInfo(
+        version=VERSION, access_url=access_url, api_version=config.api_version, deployment_id=deployment_id
+    )
+    service = Settings(log_limit=config.agent_log_limit, report_interval=config.stats_interval)
+    around = AgentSurroundings(database, events, clock, service, access_url)
+    long_lived = LongLived()
+    parts = (
+        build_info,
+        people,
+        Agents(database, events, clock),
+        AgentMe(database, events, clock, config.agent_log_limit),
+        AgentRpc(around, monitor, long_lived, clock, config.api_version),
+        AgentLogs(database, events, clock, long_lived),
+        AgentMetadata(database, events, clock, long_lived),
+        ExternalAuth(database, events, clock, long_lived, access_url),
+        Appearance(database),
+        Page(database, authenticator, people, clock),
+    )
+    described = OpenApi([route for part in parts for route in part.routes()], VERSION)
+    app = web.Application()
+    front = Front(authenticator, clock, build_version=COMPATIBLE, rate_limit=config.rate_limit)
+    front.install(app, described.routes)
+
+    async def close_long_lived(_app: web.Application) -> None:
+        await long_lived.aclose()
+
+    app.on_shutdown.append(close_long_lived)
+
+    async def login_link() -> str:
+        return (await people.new_link(await _first_owner(database, clock))).url
+
+    return Server(app, login_link)
+
+
+async def _first_owner(database: Database, clock: Clock) -> UUID:
+    """The id of the owner who was there first; made when there is no user at all."""
+    now = clock.wall() // 1000
+    async with database.transaction() as session:
+        owners = [user for user in await users.all_users(session) if user.role == "owner"]
+        if owners:
+            return min(owners, key=lambda user: user.created_at).id
+        admin = User(
+            id=uuid4(), username="admin", email="admin@localhost", role="owner", created_at=now, updated_at=now
+        )
+        await users.add(session, admin)
+        return admin.id
+
+
+def listen(config: ServerConfig) -> socket.socket:
+    """A bound socket. The default port gives way to a free one where it is taken. Raises `ListenError`."""
+    ports = [config.port] if config.port_is_fixed or config.port == 0 else [config.port, 0]
+    for port in ports:
+        try:
+            return _bind(config.address, port)
+        except socket.gaierror as error:
+            raise ListenError(f"address {config.address!r} is not known: {error.strerror}") from error
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE and port != ports[-1]:
+                continue
+            reason = os.strerror(error.errno) if error.errno else str(error)
+            raise ListenError(f"cannot listen on {config.address} port {port}: {reason.lower()}") from error
+    raise AssertionError("the last port returns or raises")
+
+
+def _bind(address: str, port: int) -> socket.socket:
+    family, kind, protocol, _, target = socket.getaddrinfo(
+        address, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    bound = socket.socket(family, kind, protocol)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(target)
+    except BaseException:
+        bound.close()
+        raise
+    return bound
+
+
+def url_of(bound: socket.socket) -> str:
+    """How this machine reaches the socket."""
+    host, port = bound.getsockname()[:2]
+    if host in ("0.0.0.0", "::"):
+        host = "127.0.0.1" if host == "0.0.0.0" else "::1"
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+async def run(config: ServerConfig, clock: Clock, say: Callable[[str], None], *, print_login: bool = False) -> None:
+    """Serve until SIGTERM or SIGINT; the second one ends the process at once. `say` gets what people wait for.
+
+    Raises `ListenError` and `agent.server.store.DatabaseError`.
+    """
+    await asyncio.to_thread(config.data_dir.mkdir, mode=0o700, parents=True, exist_ok=True)
+    bound = await asyncio.to_thread(listen, config)
+    with bound:
+        access_url = (config.access_url or url_of(bound)).rstrip("/")
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def interrupt() -> None:
+            if stop.is_set():
+                os._exit(130)
+            stop.set()
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, interrupt)
+        async with open_server(config, clock, access_url) as server:
+            runner = web.AppRunner(
+                server.app,
+                access_log=None,
+                shutdown_timeout=SHUTDOWN_TIMEOUT,
+                max_line_size=MAX_HEADERS,
+                max_field_size=MAX_HEADERS,
+            )
+            await runner.setup()
+            try:
+                await web.SockSite(runner, bound, backlog=1024).start()
+                say(f"listening on {url_of(bound)}")
+                if access_url != url_of(bound):
+                    say(f"agents and browsers reach it at {access_url}")
+                if print_login:
+                    say(f"log in at {await server.login_link()}")
+                await stop.wait()
+                log.info("stopping")
+            finally:
+                await runner.cleanup()
