@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 
 from agent.clock import Clock, wait_for
 from agent.protocol import yamux
@@ -75,13 +75,13 @@ class MuxStream:
             raise
 
     def close(self, *, discard: bool = False) -> None:
-        """Send FIN. With `discard`, what still arrives is thrown away, so that the peer is never blocked by it."""
+        """Send FIN. With `discard`, what still arrives is dropped, and brings the peer no credit.
+
+        A peer that goes on sending because it does not look at its end of the stream is so stopped by its window.
+        """
         if discard:
             self._discard = True
-            left = sum(map(len, self._buffer))
             self._buffer.clear()
-            if left:
-                self._connection.consume(self.id, left)
         self._connection.finish(self.id)
 
     def reset(self) -> None:
@@ -93,11 +93,9 @@ class MuxStream:
 
     def feed(self, data: bytes) -> None:
         """Bytes of the peer."""
-        if self._discard:
-            self._connection.consume(self.id, len(data))
-            return
-        self._buffer.append(data)
-        self._readable.set()
+        if not self._discard:
+            self._buffer.append(data)
+            self._readable.set()
 
     def feed_eof(self) -> None:
         """The peer's FIN."""
@@ -143,14 +141,19 @@ class MuxConnection:
         self._pings: dict[int, asyncio.Future[float]] = {}
         self._write_began: float | None = None
         self._closed: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
+        self._reader: asyncio.Task[None] | None = None
         self._tasks: list[asyncio.Task[None]] = []
+        """Writer and timer."""
 
     def start(self) -> None:
         """Begin to read, write and keep alive."""
-        for name, body in (("reader", self._read()), ("writer", self._write()), ("timer", self._keep_time())):
-            task = asyncio.create_task(body, name=f"yamux {name}")
-            task.add_done_callback(self._task_ended)
-            self._tasks.append(task)
+        self._reader = self._spawn("reader", self._read())
+        self._tasks = [self._spawn("writer", self._write()), self._spawn("timer", self._keep_time())]
+
+    def _spawn(self, name: str, body: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(body, name=f"yamux {name}")
+        task.add_done_callback(self._task_ended)
+        return task
 
     @property
     def closed(self) -> bool:
@@ -197,10 +200,7 @@ class MuxConnection:
     async def aclose(self, code: int = NORMAL, reason: str = "") -> None:
         """Write what is queued, close the transport and wait for the tasks. Idempotent."""
         self._end(None)
-        broken = self._closed.result() is not None
-        limit = BROKEN_CLOSE_TIMEOUT if broken else CLOSE_TIMEOUT
-        for task in self._tasks:
-            task.cancel()
+        limit = CLOSE_TIMEOUT if self._closed.result() is None else BROKEN_CLOSE_TIMEOUT
         try:
             await asyncio.gather(*self._tasks, return_exceptions=True)
             # Where one write is stuck, another would be too.
@@ -208,8 +208,14 @@ class MuxConnection:
                 with contextlib.suppress(TimeoutError, TransportError):
                     await wait_for(self._clock, self._transport.send(chunks), limit)
         finally:
-            with contextlib.suppress(TimeoutError, TransportError):
-                await wait_for(self._clock, self._transport.aclose(code, reason), limit)
+            try:
+                with contextlib.suppress(TimeoutError, TransportError):
+                    await wait_for(self._clock, self._transport.aclose(code, reason), limit)
+            finally:
+                # Not before: the transport's handshake may need what it receives.
+                if self._reader is not None:
+                    self._reader.cancel()
+                    await asyncio.wait({self._reader})
 
     # ---- called by streams
 
@@ -254,6 +260,8 @@ class MuxConnection:
 
     async def _read(self) -> None:
         while data := await self._transport.receive():
+            if self.closed:
+                continue
             self._handle(self._session.receive_data(data, self._clock.now()))
             if self._session.pending:
                 self._output.set()

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 MAX_MESSAGE = 4 * 1024 * 1024
 """Bytes of one incoming WebSocket message; what the peers of 2024 accept, and far above what any peer sends."""
-NORMAL, GOING_AWAY, UNSUPPORTED_DATA, INTERNAL_ERROR = 1000, 1001, 1003, 1011
+NORMAL, GOING_AWAY, UNSUPPORTED_DATA, ABNORMAL, INTERNAL_ERROR = 1000, 1001, 1003, 1006, 1011
 MAX_CLOSE_REASON = 123
 
 
@@ -27,7 +27,7 @@ class Transport(Protocol):
         """Write the chunks in order; returns when the peer may take more. Raises `TransportError`."""
 
     async def aclose(self, code: int = NORMAL, reason: str = "") -> None:
-        """Close; a pending `receive` ends. Calling it again does nothing."""
+        """Close; a pending `receive` ends, and must not be cancelled before: it may be needed for the handshake."""
 
 
 class WebSocketTransport:
@@ -35,6 +35,7 @@ class WebSocketTransport:
 
     def __init__(self, socket: ClientWebSocketResponse | WebSocketResponse) -> None:
         self._socket = socket
+        self._closing = False
 
     async def receive(self) -> bytes:
         from aiohttp import ClientError, WSMsgType
@@ -55,8 +56,10 @@ class WebSocketTransport:
                 raise TransportError(f"the WebSocket broke: {cause}") from cause
             else:
                 code = self._socket.close_code
-                if code in (NORMAL, GOING_AWAY):
+                if self._closing or code in (NORMAL, GOING_AWAY):
                     return b""
+                if code in (None, ABNORMAL):
+                    raise TransportError("the connection was cut off without a closing handshake")
                 reason = f", {message.extra}" if message.extra else ""
                 raise TransportError(f"the WebSocket was closed with {code}{reason}")
 
@@ -69,4 +72,5 @@ class WebSocketTransport:
             raise TransportError(f"the WebSocket broke: {error}") from error
 
     async def aclose(self, code: int = NORMAL, reason: str = "") -> None:
+        self._closing = True
         await self._socket.close(code=code, message=reason.encode()[:MAX_CLOSE_REASON])
