@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from agent.cli.command import json_option, with_client
+from agent.cli.command import json_option, segment, with_client
 from agent.cli.errors import CliError
 from agent.cli.output import ago, print_fields, print_json, print_table
 
@@ -52,7 +52,7 @@ async def list_(client: Client, as_json: bool) -> None:
 @with_client
 async def show(client: Client, agent: str, as_json: bool) -> None:
     """Show one agent: its states, apps, scripts and metadata."""
-    found = await client.get(f"agents/{agent}")
+    found = await client.get(f"agents/{segment(agent)}")
     found = {**await client.get(f"workspaceagents/{found['id']}"), **found}
     if as_json:
         print_json(found)
@@ -124,7 +124,7 @@ async def create(client: Client, text: str, as_json: bool) -> None:
 @with_client
 async def start(client: Client, agent: str, as_json: bool) -> None:
     """Begin a new start build: a new agent with a new token takes the place of the old one."""
-    created = await client.post(f"agents/{agent}/builds", {"transition": "start"})
+    created = await client.post(f"agents/{segment(agent)}/builds", {"transition": "start"})
     if as_json:
         print_json(created)
         return
@@ -137,7 +137,7 @@ async def start(client: Client, agent: str, as_json: bool) -> None:
 @with_client
 async def stop(client: Client, agent: str, as_json: bool) -> None:
     """Begin a stop build: the agent may report its stop scripts, and is refused when they have run."""
-    build = await client.post(f"agents/{agent}/builds", {"transition": "stop"})
+    build = await client.post(f"agents/{segment(agent)}/builds", {"transition": "stop"})
     if as_json:
         print_json(build)
         return
@@ -154,15 +154,12 @@ def _tell(client: Client, what: str, created: dict[str, Any]) -> None:
 
 @agents.command()
 @click.argument("agent")
-@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@click.confirmation_option("-y", "--yes", prompt="Delete the agent and all that it reported?", help="Do not ask.")
 @with_client
-async def delete(client: Client, agent: str, yes: bool) -> None:
+async def delete(client: Client, agent: str) -> None:
     """Delete an agent; its token stops working at once."""
-    found = await client.get(f"agents/{agent}")
-    if not yes:
-        click.confirm(f"Delete the agent {found['name']} with all that it reported?", abort=True)
-    await client.delete(f"agents/{found['id']}")
-    click.echo(f"deleted {found['name']}")
+    await client.delete(f"agents/{segment(agent)}")
+    click.echo(f"deleted {agent}")
 
 
 @agents.command()
@@ -171,7 +168,7 @@ async def delete(client: Client, agent: str, yes: bool) -> None:
 @with_client
 async def token(client: Client, agent: str, as_json: bool) -> None:
     """Make a new token for an agent; the old one stops working."""
-    answer = await client.post(f"agents/{agent}/token")
+    answer = await client.post(f"agents/{segment(agent)}/token")
     if as_json:
         print_json(answer)
         return

@@ -7,6 +7,7 @@ import functools
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from urllib.parse import quote
 
 import click
 
@@ -29,18 +30,31 @@ def run(work: Coroutine[Any, Any, T]) -> T:
         sys.exit(INTERRUPTED)
 
 
+def segment(text: str) -> str:
+    """What a person typed as one segment of a path."""
+    return quote(text, safe="")
+
+
+def ask(work: Callable[[Client], Awaitable[T]]) -> T:
+    """The result of `work` with a client of the server that the person is logged in at.
+
+    The loop runs only for this: prompts belong between two calls, where they may block.
+    """
+    from agent.cli import session
+    from agent.cli.client import Client
+
+    async def with_client_of(current: session.Session) -> T:
+        async with Client(current) as client:
+            return await work(client)
+
+    return run(with_client_of(session.load()))
+
+
 def with_client(function: Callable[Concatenate[Client, P], Awaitable[None]]) -> Callable[P, None]:
-    """Hands the function a client of the server that the person is logged in at."""
+    """A command that needs the client from its beginning to its end."""
 
     @functools.wraps(function)
     def command(*args: P.args, **kwargs: P.kwargs) -> None:
-        from agent.cli import session
-        from agent.cli.client import Client
-
-        async def work(current: session.Session) -> None:
-            async with Client(current) as client:
-                await function(client, *args, **kwargs)
-
-        run(work(session.load()))
+        ask(lambda client: function(client, *args, **kwargs))
 
     return command

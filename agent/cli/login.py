@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import click
 
 from agent.cli import session
 from agent.cli.command import run
-
-if TYPE_CHECKING:
-    from agent.cli.client import Client
 
 
 @click.command()
@@ -24,46 +19,61 @@ def login(url: str, token: str | None, email: str | None, password: str | None, 
 
     URL may also be a one-time login link. A server that has no user yet gets its first one, an owner.
     """
-    current, name = run(_login(url, token, email, password, username))
-    session.store(current)
-    click.echo(f"logged in at {current.url} as {click.style(name, bold=True)}")
+    from agent.cli.client import base_url
 
-
-async def _login(
-    text: str, token: str | None, email: str | None, password: str | None, username: str | None
-) -> tuple[session.Session, str]:
-    """The session, and the name of the user whose it is."""
-    from agent.cli.client import Client, base_url
-
-    url, rest = base_url(text)
+    base, rest = base_url(url)
     if not token:
-        async with Client(session.Session(url, "")) as client:
-            if rest.startswith("/login?"):
-                token = await client.redeem(rest)
-            else:
-                token = await _password_login(client, email, password, username)
-    current = session.Session(url, token)
-    async with Client(current) as client:
-        return current, (await client.get("users/me"))["username"]
+        if rest.startswith("/login?"):
+            token = run(_redeem(base, rest))
+        else:
+            token = _password_login(base, email, password, username)
+    current = session.Session(base, token)
+    name = run(_who(current))
+    session.store(current)
+    click.echo(f"logged in at {base} as {click.style(name, bold=True)}")
 
 
-async def _password_login(client: Client, email: str | None, password: str | None, username: str | None) -> str:
-    from agent.cli.client import ApiError
-
-    try:
-        await client.get("users/first")
-        first = False
-    except ApiError as error:
-        if error.status != 404:
-            raise
-        first = True
+def _password_login(base: str, email: str | None, password: str | None, username: str | None) -> str:
+    first = run(_is_without_users(base))
     if first:
-        click.echo(f"{client.url} has no user yet; this makes the first one, an owner")
+        click.echo(f"{base} has no user yet; this makes the first one, an owner")
         username = username or click.prompt("Username", default="admin")
     email = email or click.prompt("E-mail")
     password = password or click.prompt("Password", hide_input=True, confirmation_prompt=first)
-    credentials = {"email": email, "password": password}
-    if first:
-        await client.post("users/first", {**credentials, "username": username})
-    answer = await client.post("users/login", credentials)
-    return str(answer["session_token"])
+    return run(_log_in(base, {"email": email, "password": password}, username if first else None))
+
+
+async def _redeem(base: str, link: str) -> str:
+    from agent.cli.client import Client
+
+    async with Client(session.Session(base, "")) as client:
+        return await client.redeem(link)
+
+
+async def _is_without_users(base: str) -> bool:
+    from agent.cli.client import ApiError, Client
+
+    async with Client(session.Session(base, "")) as client:
+        try:
+            await client.get("users/first")
+        except ApiError as error:
+            if error.status == 404:
+                return True
+            raise
+        return False
+
+
+async def _log_in(base: str, credentials: dict[str, str | None], first_user: str | None) -> str:
+    from agent.cli.client import Client
+
+    async with Client(session.Session(base, "")) as client:
+        if first_user is not None:
+            await client.post("users/first", {**credentials, "username": first_user})
+        return str((await client.post("users/login", credentials))["session_token"])
+
+
+async def _who(current: session.Session) -> str:
+    from agent.cli.client import Client
+
+    async with Client(current) as client:
+        return str((await client.get("users/me"))["username"])

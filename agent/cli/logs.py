@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from agent.cli.command import with_client
+from agent.cli.command import segment, with_client
 from agent.cli.errors import CliError
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ _STYLES: dict[str, dict[str, Any]] = {
 @with_client
 async def logs(client: Client, agent: str, follow: bool, sources: tuple[str, ...], as_json: bool) -> None:
     """Print what the scripts of AGENT (name or id) wrote."""
-    found = await client.get(f"agents/{agent}")
+    found = await client.get(f"agents/{segment(agent)}")
     names = await _source_names(client, found["id"])
     wanted = select_sources(names, sources)
     lines = client.follow_logs(found["id"]) if follow else _stored(client, found["id"])

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from agent.cli.command import json_option, with_client
+from agent.cli.command import json_option, segment, with_client
 from agent.cli.output import ago, print_json, print_table
 
 if TYPE_CHECKING:
@@ -59,5 +59,5 @@ async def create(client: Client, name: str, days: int, as_json: bool) -> None:
 @with_client
 async def delete(client: Client, id: str) -> None:
     """Delete a token by its id or name; it stops working at once."""
-    await client.delete(f"users/me/keys/{id}")
+    await client.delete(f"users/me/keys/{segment(id)}")
     click.echo(f"deleted {id}")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from agent.cli.command import json_option, with_client
+from agent.cli.command import ask, json_option, segment, with_client
 from agent.cli.output import ago, print_json, print_table
 
 if TYPE_CHECKING:
@@ -69,13 +69,11 @@ async def create(client: Client, username: str, email: str, owner: bool, passwor
 
 @users.command()
 @click.argument("username")
-@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@click.confirmation_option("-y", "--yes", prompt="Delete the user?", help="Do not ask.")
 @with_client
-async def delete(client: Client, username: str, yes: bool) -> None:
+async def delete(client: Client, username: str) -> None:
     """Delete a user who has no agents."""
-    if not yes:
-        click.confirm(f"Delete the user {username}?", abort=True)
-    await client.delete(f"users/{username}")
+    await client.delete(f"users/{segment(username)}")
     click.echo(f"deleted {username}")
 
 
@@ -83,11 +81,10 @@ async def delete(client: Client, username: str, yes: bool) -> None:
 @click.argument("username")
 @click.option("--old-password", help="Needed for your own; asked for where it is not given.")
 @_password
-@with_client
-async def password(client: Client, username: str, old_password: str | None, password: str) -> None:
+def password(username: str, old_password: str | None, password: str) -> None:
     """Set a user's password; the user's sessions end."""
-    if not old_password and username in ("me", (await client.get("users/me"))["username"]):
+    if not old_password and username in ("me", ask(lambda client: client.get("users/me"))["username"]):
         old_password = click.prompt("Old password", hide_input=True)
     body = {"password": password, "old_password": old_password or ""}
-    await client.request("PUT", f"users/{username}/password", json_body=body)
+    ask(lambda client: client.request("PUT", f"users/{segment(username)}/password", json_body=body))
     click.echo(f"set the password of {username}")

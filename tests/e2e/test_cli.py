@@ -107,6 +107,11 @@ async def test_an_agent_from_its_definition_to_its_end(cli: Cli, definition: str
     assert (await cli.json("agents", "list"))["agents"] == []
 
 
+async def test_a_name_is_only_a_name(cli: Cli) -> None:
+    assert 'no agent "../users"' in await cli("agents", "show", "../users", code=1)
+    assert 'no agent "a?b#c d"' in await cli("agents", "token", "a?b#c d", code=1)
+
+
 async def test_a_wrong_definition_is_refused_with_path_and_line(cli: Cli, tmp_path: Path) -> None:
     wrong = tmp_path / "wrong.yaml"
     wrong.write_text("name: dev\nscripts:\n  - display_nam: x\n    timeout: soon\n")

@@ -13,7 +13,7 @@ from schemathesis.core.result import Ok
 
 from agent.testing.deployment import Deployment
 
-EXAMPLES = 8  # requests for each operation, of each kind
+EXAMPLES = 20  # requests for each operation, of each kind
 ENDS_THE_SESSION = "post_users_logout"
 GOES_ON_FOR_EVER = "text/event-stream"
 
