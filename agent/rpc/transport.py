@@ -73,4 +73,5 @@ class WebSocketTransport:
 
     async def aclose(self, code: int = NORMAL, reason: str = "") -> None:
         self._closing = True
-        await self._socket.close(code=code, message=reason.encode()[:MAX_CLOSE_REASON])
+        text = reason.encode()[:MAX_CLOSE_REASON].decode(errors="ignore")  # not cut within a character
+        await self._socket.close(code=code, message=text.encode())

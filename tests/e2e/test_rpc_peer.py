@@ -58,9 +58,11 @@ def peer() -> Path:
         if os.environ.get("CI") == "true":
             pytest.fail("the foreign peer of the transport needs Go: .ci/run must install it")
         pytest.skip("the foreign peer of the transport needs Go (the `go` tool)")
-    built = subprocess.run([go, "build", "-o", "bin/", "."], cwd=PEER, capture_output=True, text=True, timeout=300)
+    built = subprocess.run(
+        [go, "build", "-o", "bin/rpc-peer", "."], cwd=PEER, capture_output=True, text=True, timeout=300
+    )
     assert built.returncode == 0, f"the peer needs Go 1.23 or newer and its modules: {built.stderr}"
-    return PEER / "bin" / "rpc"
+    return PEER / "bin" / "rpc-peer"
 
 
 class Recording:
