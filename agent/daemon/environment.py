@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,6 +124,18 @@ class _Current:
     overlay: dict[str, str]
     directory: str
     shell: str
+
+
+def executable_path(argument: str) -> str:
+    """The program that commands can call the agent by; `argument` is what it was started as.
+
+    `python -m agent` is not a program: the console command beside that Python stands for it.
+    """
+    path = os.path.abspath(argument)
+    if os.access(path, os.X_OK) and os.path.isfile(path):
+        return path
+    beside = os.path.join(os.path.dirname(sys.executable), "workspace-agent")
+    return beside if os.path.exists(beside) else path
 
 
 def current_user(process: Mapping[str, str]) -> str:

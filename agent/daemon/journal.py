@@ -16,6 +16,7 @@ import asyncio
 import base64
 import json
 import os
+import secrets
 import struct
 import zlib
 from collections import deque
@@ -47,11 +48,13 @@ Record = dict[str, Any]
 class JournalState:
     """The sum of all records.
 
+    `life` names this life and no other; `machine` is the machine start that it belongs to, see `machine_start`.
     `results` holds how each start script of this life ended, by script id; `start_result` how the start phase did,
     empty while it has not ended. `timings` are encoded `pb.Timing` messages that the server has not taken yet.
     """
 
     life: str = ""
+    machine: str = ""
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
     results: dict[UUID, str] = field(default_factory=dict)
     start_result: str = ""
@@ -62,7 +65,7 @@ class JournalState:
         match record["type"]:
             case "life":
                 # What the server has not been told of the former life still has to be told.
-                self.life = str(record["id"])
+                self.life, self.machine = str(record["id"]), str(record["machine"])
                 self.lifecycle = Lifecycle(pending=self.lifecycle.pending)
                 self.results, self.start_result = {}, ""
             case "state":
@@ -89,6 +92,7 @@ class JournalState:
         return {
             "type": "snapshot",
             "life": self.life,
+            "machine": self.machine,
             "state": int(self.lifecycle.state),
             "pending": [[int(item.state), item.changed_at] for item in self.lifecycle.pending],
             "results": {str(script): result for script, result in self.results.items()},
@@ -101,7 +105,8 @@ class JournalState:
         results = {UUID(script): str(result) for script, result in record["results"].items()}
         timings = [base64.b64decode(timing, validate=True) for timing in record["timings"]]
         self.lifecycle = Lifecycle(State(record["state"]), pending)
-        self.life, self.results, self.start_result = str(record["life"]), results, str(record["started"])
+        self.life, self.machine = str(record["life"]), str(record["machine"])
+        self.results, self.start_result = results, str(record["started"])
         self.timings = deque(timings, MAX_TIMINGS)
 
 
@@ -115,8 +120,8 @@ class Journal:
         self.state = JournalState()
         self._file: _File | None = None
 
-    async def open(self, path: Path, life: str) -> bool:
-        """Go on from the file at `path`; True when it tells of the same, unfinished life.
+    async def open(self, path: Path, machine: str) -> bool:
+        """Go on from the file at `path`; True when it tells of a life of this machine start that was not shut down.
 
         Otherwise a new life begins. A file that cannot be used is told in one warning.
         """
@@ -129,11 +134,11 @@ class Journal:
             await file.aclose()
         else:
             self._file = file
-        if self.state.life == life and self.state.lifecycle.state < State.SHUTTING_DOWN:
+        if self.state.machine == machine and self.state.lifecycle.state < State.SHUTTING_DOWN:
             return True
         if self.state.lifecycle.state is State.SHUTTING_DOWN:
             get_logger("agent.journal").warning("the previous shutdown did not complete; stop scripts may not have run")
-        self._add({"type": "life", "id": life})
+        self._add({"type": "life", "id": secrets.token_hex(8), "machine": machine})
         return False
 
     async def move(self, path: Path) -> None:
@@ -337,13 +342,13 @@ def replay(data: bytes) -> tuple[JournalState, int]:
     for record, position in decode(data):
         try:
             state.apply(record)
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+        except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError):
             break
         good = position
     return state, good
 
 
-def machine_life(proc: Path = Path("/proc")) -> str:
+def machine_start(proc: Path = Path("/proc")) -> str:
     """Names the start of this machine or container: the boot id and when PID 1 started, in ticks since boot."""
     boot = (proc / "sys/kernel/random/boot_id").read_text().strip()
     # The command name, field 2, may contain blanks and parentheses; the start time is field 22.

@@ -57,6 +57,23 @@ async def shut_down(stages: Sequence[Stage], skip: asyncio.Event, clock: Clock) 
     return unfinished
 
 
+async def all_of(**waits: Awaitable[None]) -> None:
+    """Wait for all at once; says which ones were left when it is cancelled."""
+    tasks = {asyncio.ensure_future(wait): name for name, wait in waits.items()}
+    try:
+        await asyncio.wait(tasks)
+    finally:
+        left = [name for task, name in tasks.items() if not task.done()]
+        for task in tasks:
+            task.cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        if left:
+            get_logger("agent.shutdown").warning("not delivered to the server", left=", ".join(left))
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+
+
 async def _within(stage: Stage, clock: Clock) -> None:
     if stage.limit is None:
         await stage.run()

@@ -1,0 +1,236 @@
+"""The agent's composition root: makes the parts, joins them, and runs them until a signal (daemon.md §1.3)."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import threading
+from collections.abc import MutableMapping
+from pathlib import Path
+from uuid import UUID
+
+from yarl import URL
+
+from agent.api.manifest import Manifest
+from agent.clock import Clock, SystemClock
+from agent.control import ControlHttp, ControlPlane, HeaderError, run_header_command
+from agent.daemon.config import AgentConfig
+from agent.daemon.connection import InShutdown, OnFailure, Routine
+from agent.daemon.environment import CommandEnvironment, executable_path
+from agent.daemon.journal import Journal
+from agent.daemon.lifecycle import State
+from agent.daemon.logfile import (
+    LogOutput,
+    LogOutputError,
+    RotatingFile,
+    Sink,
+    StreamSink,
+    as_json,
+    get_logger,
+    human,
+    install,
+    stackdriver,
+)
+from agent.daemon.manifest import ManifestRoutine
+from agent.daemon.reconnect import Connector
+from agent.daemon.reports import Banners, LifecycleReporter, TimingReporter
+from agent.daemon.sdnotify import Notifier
+from agent.daemon.shutdown import Stage, all_of, shut_down
+from agent.daemon.signals import handle_signals
+from agent.daemon.workspace import Workspace
+from agent.identity import CredentialSource, IdentityError, token_source
+from agent.logs import LogService, secret_values
+from agent.monitor import AppHealthChecker, MetadataCollector, NoTraffic, StatsReporter
+from agent.process import home_directory
+from agent.scripts import PhaseResult, ScriptRunner
+from agent.scripts import Stage as ScriptStage
+from agent.version import VERSION
+
+DELIVERY_LIMIT = 5.0
+"""Seconds for the last states, timings and log lines to reach the server (daemon.md §3.4, steps 9 to 12)."""
+EXIT_LIMIT = 10.0
+"""Seconds after the shutdown until the process ends in any case, also when a thread hangs on a dead disk."""
+
+
+class StartError(Exception):
+    """The process cannot start: exit code 1. The text names what is wrong."""
+
+
+def run(config: AgentConfig) -> int:
+    """Run the agent until it is told to stop; the exit code (daemon.md §1.4)."""
+    try:
+        output = LogOutput(_sinks(config))
+    except LogOutputError as error:
+        return _cannot_start(error)
+    output.start()
+    install(output)
+    try:
+        asyncio.run(_run(config, output))
+    except StartError as error:
+        return _cannot_start(error)
+    finally:
+        output.close()
+    return 0
+
+
+def _cannot_start(error: Exception) -> int:
+    sys.stderr.write(f"error: {error}\n")
+    return 1
+
+
+def _sinks(config: AgentConfig) -> list[Sink]:
+    sinks: list[Sink] = [RotatingFile(config.log_dir)]
+    for path, render in ((config.log_human, human), (config.log_json, as_json), (config.log_stackdriver, stackdriver)):
+        if path:
+            sinks.append(StreamSink(path, render))
+    return sinks
+
+
+async def _run(config: AgentConfig, output: LogOutput) -> None:
+    clock = SystemClock()
+    environment = os.environ
+    executable = _join_path(environment)
+    get_logger("agent").info("agent is starting now", url=config.url, auth=config.auth, version=VERSION)
+    credentials = await _credentials(config)
+    headers = config.header
+    if config.header_command:
+        try:
+            headers += await run_header_command(config.header_command, config.url, environment, clock)
+        except HeaderError as error:
+            raise StartError(str(error)) from error
+    http = ControlHttp(URL(config.url), headers, clock)
+    try:
+        plane = ControlPlane(http, _Unwritten(credentials, output), clock)
+        await _live(config, plane, executable, clock)
+    finally:
+        await http.aclose()
+        exit_anyway = threading.Timer(EXIT_LIMIT, os._exit, (0,))
+        exit_anyway.daemon = True
+        exit_anyway.start()
+
+
+async def _live(config: AgentConfig, plane: ControlPlane, executable: str, clock: Clock) -> None:
+    environment = dict(os.environ)
+    notifier = Notifier(environment)
+    journal = Journal()
+    context = CommandEnvironment(
+        process=environment,
+        executable=executable,
+        bin_dir=config.script_data_dir / "coder-script-data" / "bin",
+        token=lambda: plane.token,
+    )
+    timings = TimingReporter(journal)
+
+    def make_scripts(manifest: Manifest, state: Path | None, logs: LogService) -> ScriptRunner:
+        return ScriptRunner(
+            manifest.scripts,
+            runs_dir=state / "runs" if state is not None else None,
+            data_dir=config.script_data_dir,
+            log_dir=config.log_dir,
+            captures=logs,
+            context=context,
+            completed=timings.add,
+            clock=clock,
+            life=journal.state.life,
+            on_result=remember,
+        )
+
+    def remember(script: UUID, stage: ScriptStage, result: PhaseResult) -> None:
+        workspace.script_ended(script, stage, result)
+
+    lifecycle = LifecycleReporter(journal, clock, lambda: workspace.logs_drained())
+    workspace = Workspace(
+        state_root=config.state_dir,
+        journal=journal,
+        lifecycle=lifecycle,
+        context=context,
+        make_logs=lambda state: LogService(state, clock),
+        make_scripts=make_scripts,
+        secret_values=secret_values,
+        home=home_directory(environment),
+        clock=clock,
+    )
+    manifest = ManifestRoutine(
+        version=VERSION, subsystems=config.subsystems, process=environment, publish=workspace.publish
+    )
+    metadata = MetadataCollector(context, clock)
+    health = AppHealthChecker(clock)
+    routines = [
+        Routine("manifest", manifest.run, on_failure=OnFailure.RECONNECT),
+        Routine("logs", workspace.send_logs, in_shutdown=InShutdown.STAY),
+        Routine("lifecycle", lifecycle.run, in_shutdown=InShutdown.STAY),
+        Routine("timings", timings.run, in_shutdown=InShutdown.STAY),
+        Routine("metadata", lambda api: metadata.run(api, workspace.manifest), after="manifest"),
+        Routine("app health", lambda api: health.run(api, workspace.manifest), after="manifest"),
+        Routine("stats", StatsReporter(clock, NoTraffic()).run, after="manifest"),
+        Routine("banners", Banners(clock).run),
+    ]
+    stopping, skip = asyncio.Event(), asyncio.Event()
+
+    def stop(signal: str) -> None:
+        if stopping.is_set():
+            get_logger("agent").warning("stopping at once", signal=signal)
+            skip.set()
+        else:
+            get_logger("agent").info("shutting down", signal=signal)
+            stopping.set()
+
+    async def announce() -> None:
+        lifecycle.enter(State.SHUTTING_DOWN)
+        await journal.flush()
+
+    async def deliver() -> None:
+        await all_of(lifecycle=lifecycle.acknowledged(), logs=workspace.logs_drained(), timings=timings.sent())
+
+    stages = [
+        Stage("announcement", announce, 2.0),
+        Stage("start scripts", workspace.interrupt_start, 2.0),
+        Stage("stop scripts", workspace.run_stop, None),
+        Stage("other scripts", workspace.close_scripts, 60.0),
+        Stage("delivery", deliver, DELIVERY_LIMIT),
+    ]
+    with handle_signals(stop, environment):
+        connecting = asyncio.create_task(
+            Connector(plane, routines, stopping, clock, notifier.status).run(), name="connector"
+        )
+        try:
+            notifier.ready()
+            await stopping.wait()
+            notifier.stopping()
+            await shut_down(stages, skip, clock)
+        finally:
+            connecting.cancel()
+            await asyncio.wait({connecting})
+            await workspace.aclose()
+    get_logger("agent").info("stopped")
+
+
+async def _credentials(config: AgentConfig) -> CredentialSource:
+    if config.auth != "token":
+        raise StartError(f'CODER_AGENT_AUTH: "{config.auth}" is not available in this version; use "token"')
+    try:
+        return await asyncio.to_thread(token_source, config.token, config.token_file, config.credentials_directory)
+    except IdentityError as error:
+        raise StartError(str(error)) from error
+
+
+def _join_path(environment: MutableMapping[str, str]) -> str:
+    """Let commands find the agent's program: its directory ends PATH (daemon.md §1.3, step 11)."""
+    executable = executable_path(sys.argv[0])
+    directory = os.path.dirname(executable)
+    environment["PATH"] = f"{environment['PATH']}:{directory}" if environment.get("PATH") else directory
+    return executable
+
+
+class _Unwritten:
+    """Credentials whose tokens are kept out of the log, rotated ones included."""
+
+    def __init__(self, source: CredentialSource, output: LogOutput) -> None:
+        self._source = source
+        self._output = output
+
+    async def obtain(self) -> str:
+        token = await self._source.obtain()
+        self._output.redact([token])
+        return token
