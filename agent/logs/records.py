@@ -159,13 +159,13 @@ class _Heads(dict[int, bytes]):
 
     def __init__(self, wall: int) -> None:
         seconds, nanoseconds = divmod(wall, 1_000_000_000)
-        stamp = b"\x08" + _varint(seconds)
-        if nanoseconds:
-            stamp += b"\x10" + _varint(nanoseconds)
+        stamp = (b"\x08" + _varint(seconds) if seconds else b"") + (
+            b"\x10" + _varint(nanoseconds) if nanoseconds else b""
+        )
         self._time = b"\x0a" + _varint(len(stamp)) + stamp
 
     def __missing__(self, length: int) -> bytes:
-        text = b"\x12" + _varint(length) if length else b""  # proto3 leaves an empty string out
+        text = b"\x12" + _varint(length) if length else b""  # proto3 leaves out what is zero or empty
         head = b"\x12" + _varint(len(self._time) + len(text) + length + 2) + self._time + text
         self[length] = head
         return head

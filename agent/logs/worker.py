@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 class Worker:
-    """Runs jobs one after another, and callbacks of descriptors that can be read.
+    """Runs jobs one after another, and callbacks of descriptors that can be read. It begins with `start`.
 
     `call`, `post` and `stop` belong to the loop; `watch` and `unwatch` to the thread. `tick` is called in the thread
     before each wait and returns the longest time to wait in seconds.
@@ -30,13 +30,7 @@ class Worker:
         self._tick = tick
         self._logger = logger
         self._jobs: deque[Callable[[], object]] = deque()
-        self._selector: selectors.BaseSelector = selectors.DefaultSelector()
-        self._wakeup, self._alarm = socket.socketpair()
-        self._wakeup.setblocking(False)
-        self._alarm.setblocking(False)
-        self._selector.register(self._wakeup, selectors.EVENT_READ, None)
         self._stopping = False
-        self._thread = threading.Thread(target=self._run, name="logs", daemon=True)
 
     @property
     def backlog(self) -> int:
@@ -44,7 +38,12 @@ class Worker:
         return len(self._jobs)
 
     def start(self) -> None:
-        self._thread.start()
+        self._selector: selectors.BaseSelector = selectors.DefaultSelector()
+        self._wakeup, self._alarm = socket.socketpair()
+        self._wakeup.setblocking(False)
+        self._alarm.setblocking(False)
+        self._selector.register(self._wakeup, selectors.EVENT_READ, None)
+        threading.Thread(target=self._run, name="logs", daemon=True).start()
 
     def post(self, job: Callable[[], object]) -> None:
         """Run it in the thread, some time; after `stop` it is forgotten."""
