@@ -143,6 +143,7 @@ class PostgresRelay:
                 log.warning("cannot listen for other replicas", error=str(error))
             else:
                 try:
+                    connection.add_termination_listener(lambda _: self._wake.set())
                     await connection.add_listener(CHANNEL, self._received)
                     backoff.reset()
                     self._events.deliver(EVERYTHING)  # whatever was said while nobody listened
@@ -161,6 +162,8 @@ class PostgresRelay:
                 await connection.execute("SELECT 1", timeout=QUERY_TIMEOUT)  # is it still there?
                 continue
             self._wake.clear()
+            if connection.is_closed():
+                raise ConnectionResetError("the database closed the connection")
             topics, self._pending = self._pending, set()
             try:
                 rows = [(CHANNEL, f"{self._origin} {topic}") for topic in topics]

@@ -23,6 +23,9 @@ MAX_NUMBER = 2**31 - 1
 _UNITS = {"ns": 1, "us": 1_000, "µs": 1_000, "ms": 1_000_000, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h)")
 
+_SURROGATES = re.compile(r"(?<!\\)((?:\\\\)*)(\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})")
+"""How JSON may write one character: as two escapes."""
+
 _STRING, _INTEGER, _BOOLEAN, _NULL = (f"tag:yaml.org,2002:{name}" for name in ("str", "int", "bool", "null"))
 
 
@@ -61,13 +64,8 @@ def read_definition(text: str) -> AgentDefinition:
 
 
 def _compose(text: str) -> yaml.Node:
-    if text.lstrip()[:1] == "{" and "\t" in text:
-        try:
-            json.loads(text)
-        except ValueError:
-            pass  # then YAML says what is wrong
-        else:
-            text = text.replace("\t", " ")  # JSON indents with tabs, YAML does not; in JSON's strings there are none
+    if text.lstrip()[:1] == "{":
+        text = _json_as_yaml(text)
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
         root = yaml.compose(text, Loader=loader)
@@ -80,6 +78,16 @@ def _compose(text: str) -> yaml.Node:
     if root is None:
         raise DefinitionError([Mistake("", 1, "the definition is empty")])
     return root
+
+
+def _json_as_yaml(text: str) -> str:
+    """Puts right where JSON is not YAML, keeping the lines; a text that is no JSON stays as it is."""
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return text  # then YAML says what is wrong
+    text = text.replace("\t", " ")  # it may indent with tabs; within strings they are written as escapes
+    return _SURROGATES.sub(lambda pair: pair[1] + json.loads(f'"{pair[2]}"'), text)
 
 
 class _Reader:
@@ -113,6 +121,9 @@ class _Reader:
         return self._scalar(node, kind, path)
 
     def _part(self, node: yaml.Node, kind: type[Part], path: str, depth: int) -> Part | None:
+        if not isinstance(node, yaml.MappingNode):
+            self._wrong(path, node, f"must be a mapping of keys and values, not {_kind(node)}")
+            return None
         fields = {field.name: field for field in msgspec.structs.fields(kind)}
         values: dict[str, Any] = {}
         keys: dict[str, yaml.Node] = {}
@@ -221,11 +232,13 @@ class _Reader:
 
     @staticmethod
     def _text(node: yaml.ScalarNode) -> str | None:
-        """The text; JSON's way to write one character as two escapes is put right. None if it is no Unicode text."""
+        """The text; None if it is no Unicode text."""
+        text = str(node.value)
         try:
-            return str(node.value).encode("utf-16", "surrogatepass").decode("utf-16")
+            text.encode()
         except UnicodeError:
             return None
+        return text
 
 
 _NAMES = {str: "a text", int: "a whole number", bool: "true or false"}
