@@ -229,7 +229,10 @@ def _parse_varint(buffer: bytes | bytearray, at: int) -> tuple[int, int] | None:
 
 def _parse_header(buffer: bytearray, at: int) -> tuple[int, int, int, int, int] | None:
     """Control byte, stream id, message id, length and where the data starts; None when bytes are missing."""
-    if at >= len(buffer):
+    size = len(buffer)
+    if at + 4 <= size and buffer[at + 1] | buffer[at + 2] | buffer[at + 3] < 0x80:  # nearly always
+        return buffer[at], buffer[at + 1], buffer[at + 2], buffer[at + 3], at + 4
+    if at >= size:
         return None
     stream_id = _parse_varint(buffer, at + 1)
     if stream_id is None:

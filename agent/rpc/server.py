@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -175,16 +175,22 @@ class RpcServer:
         tasks = set(self._tasks)
         for task in tasks:
             task.cancel()
+        if not tasks:
+            return
         try:
-            await wait_for(self._clock, asyncio.gather(*tasks, return_exceptions=True), HANDLER_GRACE)
+            await wait_for(self._clock, asyncio.wait(tasks), HANDLER_GRACE)
         except TimeoutError:
             names = ", ".join(sorted(task.get_name() for task in tasks if not task.done()))
             logger.error("these did not end within %g s of being cancelled: %s", HANDLER_GRACE, names)
 
     def _accept(self, stream: MuxStream) -> None:
-        task = asyncio.create_task(self._serve_stream(stream), name=f"rpc stream {stream.id}")
+        self._spawn(self._serve_stream(stream), f"rpc stream {stream.id}")
+
+    def _spawn(self, body: Coroutine[None, None, None], name: str) -> asyncio.Task[None]:
+        task = asyncio.create_task(body, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _serve_stream(self, stream: MuxStream) -> None:
         transport = ServerTransport()
@@ -198,7 +204,7 @@ class RpcServer:
                         await _cancel(running)
                         call = ServerStream(stream, event.call)
                         stream.on_end = call.wake
-                        running = asyncio.create_task(self._run(call), name=f"rpc {call.path}")
+                        running = self._spawn(self._run(call), f"rpc {call.path}")
                         continue
                     assert call is not None  # the protocol reports nothing before Invoked
                     match event:
