@@ -83,7 +83,7 @@ class Stream:
             return StreamPosition(self.redactor.position, skipping=True)
         if self.flushed:
             return StreamPosition(self.redactor.position)
-        return StreamPosition(self.redactor.line_start, self.splitter.partial)
+        return StreamPosition(self.redactor.line_start, self.splitter.partial + self.already_logged)
 
 
 class Run:

@@ -263,8 +263,11 @@ class LogService:
         for run in self._runs.values():
             run.leave()
         self._spool.close()
-        self._syncer.close()
         self._say_news()
+        try:
+            self._syncer.close(self._spool.take_unsynced())
+        except OSError as error:
+            self._disk.failed(error)
 
     def _tick(self) -> float | None:
         self._say_news()

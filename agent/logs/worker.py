@@ -30,7 +30,7 @@ class Worker:
         self._tick = tick
         self._logger = logger
         self._jobs: deque[Callable[[], object]] = deque()
-        self._stopping = False
+        self._stopping = self._over = False
 
     @property
     def backlog(self) -> int:
@@ -71,9 +71,13 @@ class Worker:
         self.post(job)
         return future
 
-    def stop(self, last: Callable[[], None]) -> asyncio.Future[None]:
-        """Run the jobs that wait, then `last`, then end; the future is done when the thread is through."""
-        future = self.call(last)
+    def stop(self, last: Callable[[], object]) -> asyncio.Future[None]:
+        """Run the jobs that wait, then `last`, then end; the future is done when the thread has nothing open."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[None] = loop.create_future()
+        self._last = last
+        self._stopped = lambda: deliver(loop, _settle, future, None, None)
+        self.post(self._stop)
         self._stopping = True
         return future
 
@@ -85,18 +89,23 @@ class Worker:
         self._selector.unregister(descriptor)
 
     def _run(self) -> None:
-        while not self._stopping or self._jobs:
+        while not self._over:
             for key, _ in self._selector.select(0 if self._jobs else self._tick()):
                 if key.data is None:
                     with contextlib.suppress(BlockingIOError):
                         self._wakeup.recv(4096)
                 else:
                     self._guarded(key.data)
-            while self._jobs:
+            while self._jobs and not self._over:
                 self._guarded(self._jobs.popleft())
+        self._guarded(self._last)
         self._selector.close()
         self._wakeup.close()
         self._alarm.close()
+        self._stopped()
+
+    def _stop(self) -> None:
+        self._over = True
 
     def _guarded(self, job: Callable[[], object]) -> None:
         try:
@@ -144,10 +153,11 @@ class Syncer:
         if before is not None:
             before.result()
 
-    def close(self) -> None:
-        """Let the round that runs end by itself."""
+    def close(self, files: list[Path]) -> None:
+        """Wait for the round that runs, and do a last one with these. `OSError`."""
         if self._executor is not None:
-            self._executor.shutdown(wait=False)
+            self._executor.shutdown()
+        _sync(files)
 
 
 def _sync(files: list[Path]) -> None:
