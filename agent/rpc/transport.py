@@ -11,8 +11,11 @@ if TYPE_CHECKING:
     from aiohttp import ClientWebSocketResponse
     from aiohttp.web import WebSocketResponse
 
-MAX_MESSAGE = 4 * 1024 * 1024
-"""Bytes of one incoming WebSocket message; what the peers of 2024 accept, and far above what any peer sends."""
+MAX_MESSAGE = 4 * 1024 * 1024 + 1
+"""For aiohttp's `max_msg_size`, which refuses messages of this many bytes and more.
+
+Peers of 2024 accept 4 MiB, those of 2026 anything; none sends more than one yamux window (256 KiB) in a message.
+"""
 NORMAL, GOING_AWAY, UNSUPPORTED_DATA, ABNORMAL, INTERNAL_ERROR = 1000, 1001, 1003, 1006, 1011
 MAX_CLOSE_REASON = 123
 
