@@ -11,6 +11,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -79,19 +80,49 @@ async def _within_grace(clock: Clock, event: asyncio.Event) -> None:
 
 async def _start(prepare: Callable[[], Job], max_output: int) -> _Child:
     """Start the process in a thread: exec waits for the disk. Cancelled meanwhile, it is killed once it exists."""
-    starting = asyncio.ensure_future(asyncio.to_thread(_spawn, prepare))
+    start = _Start(prepare)
     try:
-        job, process = await asyncio.shield(starting)
+        await asyncio.to_thread(start.run)
     except asyncio.CancelledError:
-        starting.add_done_callback(_discard)
+        start.abandon()
         raise
-    return _Child(job, process, max_output)
+    assert start.started is not None
+    return _Child(*start.started, max_output)
 
 
-def _spawn(prepare: Callable[[], Job]) -> tuple[Job, subprocess.Popen[bytes]]:
-    job = prepare()
+class _Start:
+    """A start in a thread, which nobody may be waiting for any more when it is done."""
+
+    def __init__(self, prepare: Callable[[], Job]) -> None:
+        self._prepare = prepare
+        self._lock = threading.Lock()
+        self._abandoned = False
+        self.started: tuple[Job, subprocess.Popen[bytes]] | None = None
+
+    def run(self) -> None:
+        """Called in the thread."""
+        job = self._prepare()
+        process = _spawn(job)
+        with self._lock:
+            if not self._abandoned:
+                self.started = job, process
+                return
+        _kill_group(process)
+        with process:
+            process.wait()
+        job.command.cleanup()
+
+    def abandon(self) -> None:
+        """Called on the loop: whoever comes second, this or `run`, kills the process."""
+        with self._lock:
+            self._abandoned = True
+        if self.started is not None:
+            _Child(*self.started, max_output=0).close()
+
+
+def _spawn(job: Job) -> subprocess.Popen[bytes]:
     try:
-        process = subprocess.Popen(
+        return subprocess.Popen(
             job.command.argv,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -105,12 +136,13 @@ def _spawn(prepare: Callable[[], Job]) -> tuple[Job, subprocess.Popen[bytes]]:
         job.command.cleanup()
         reason = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) and error.filename else str(error)
         raise StartError(reason) from error
-    return job, process
 
 
-def _discard(starting: asyncio.Future[tuple[Job, subprocess.Popen[bytes]]]) -> None:
-    if not starting.cancelled() and starting.exception() is None:
-        _Child(*starting.result(), max_output=0).close()
+def _kill_group(process: subprocess.Popen[bytes]) -> None:
+    """SIGKILL to the whole group, unless its leader was reaped: the number could be another's by now."""
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 class _Child:
@@ -143,10 +175,8 @@ class _Child:
         return self._process.returncode
 
     def kill(self) -> None:
-        """SIGKILL to the whole group, unless its leader was reaped: the number could be another's by now."""
-        if self._process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+        """SIGKILL to the whole group."""
+        _kill_group(self._process)
 
     def close(self) -> None:
         """Stop reading; end the process if it still runs."""

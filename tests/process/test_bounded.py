@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import os
 import select
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -43,7 +44,10 @@ class Pid:
         os.mkfifo(self.path)
 
     async def read(self) -> int:
-        return int(await asyncio.to_thread(self.path.read_text))
+        return (await self.read_all())[0]
+
+    async def read_all(self) -> list[int]:
+        return [int(word) for word in (await asyncio.to_thread(self.path.read_text)).split()]
 
 
 @pytest.fixture
@@ -85,6 +89,7 @@ async def test_output_is_cut_and_counted(clock: ManualClock) -> None:
 async def test_the_whole_group_is_killed_at_the_limit(clock: ManualClock, pid: Pid) -> None:
     task = asyncio.create_task(run(f"echo before; sleep 1000 & echo $! > {pid.path}; wait", clock))
     child = await pid.read()
+    await waiting(clock)
     await clock.advance(LIMIT)
     outcome = await task
     assert (outcome.output, outcome.status, outcome.timed_out) == (b"before\n", -9, True)
@@ -95,16 +100,18 @@ async def test_the_whole_group_is_killed_at_the_limit(clock: ManualClock, pid: P
 async def test_a_descendant_outside_the_group_holds_the_pipe_no_longer_than_the_grace(
     clock: ManualClock, pid: Pid, script: str
 ) -> None:
-    holder = f"setsid sh -c 'echo $$ > {pid.path}; exec sleep 1000' & echo out"
-    task = asyncio.create_task(run(f"{holder}; {script}", clock))
-    child = await pid.read()
+    holder = f"echo out; LEADER=$$ setsid sh -c 'echo $$ $LEADER > {pid.path}; exec sleep 1000' &"
+    task = asyncio.create_task(run(f"{holder} {script}", clock))
+    child, shell = await pid.read_all()
     try:
         limited = script != "exit 0"
-        for step in (LIMIT if limited else 0.0, GRACE):
-            for _ in range(100):  # exits and kills take their time outside of this clock
-                await asyncio.sleep(0.001)
-            assert not task.done()
-            await clock.advance(step)
+        if limited:
+            await waiting(clock)
+            await clock.advance(LIMIT)
+        assert await asyncio.to_thread(has_ended, shell)
+        await asyncio.sleep(0.01)  # the loop learns of it
+        assert not task.done()
+        await clock.advance(GRACE)
         outcome = await task
         assert (outcome.output, outcome.status, outcome.timed_out) == (b"out\n", -9 if limited else 0, limited)
     finally:
@@ -141,15 +148,34 @@ async def test_cancelling_kills_the_group(clock: ManualClock, pid: Pid) -> None:
     await reaped()
 
 
-async def test_cancelling_during_the_start_kills_what_starts(clock: ManualClock) -> None:
-    started: list[int] = []
+@pytest.mark.parametrize("turns", [1, 2, 3])
+async def test_cancelling_during_the_start_kills_what_starts(clock: ManualClock, turns: int) -> None:
     task = asyncio.create_task(run("sleep 1000", clock))
-    await asyncio.sleep(0)
+    for _ in range(turns):
+        await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+    await asyncio.get_running_loop().shutdown_default_executor()
     await reaped()
-    assert started == []
+
+
+async def test_a_start_abandoned_before_the_process_exists_kills_it(clock: ManualClock) -> None:
+    entered, go_on = threading.Event(), threading.Event()
+
+    def prepare() -> Job:
+        entered.set()
+        go_on.wait(10)
+        return job("sleep 1000")()
+
+    task = asyncio.create_task(run_command(prepare, limit=LIMIT, max_output=1, clock=clock))
+    assert await asyncio.to_thread(entered.wait, 10)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    go_on.set()
+    await asyncio.get_running_loop().shutdown_default_executor()
+    await reaped()
 
 
 async def test_it_works_without_pidfds(clock: ManualClock, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,6 +197,7 @@ async def test_a_temporary_script_is_removed(clock: ManualClock, pid: Pid, tmp_p
     if end != "no start":
         await pid.read()
     if end == "limit":
+        await waiting(clock)
         await clock.advance(LIMIT)
     if end == "cancel":
         task.cancel()
@@ -178,6 +205,12 @@ async def test_a_temporary_script_is_removed(clock: ManualClock, pid: Pid, tmp_p
     await reaped()
     await asyncio.get_running_loop().shutdown_default_executor()
     assert not directory.exists()
+
+
+async def waiting(clock: ManualClock) -> None:
+    """Wait until the limit of the command runs: its start takes a time that this clock does not show."""
+    while not clock.sleepers:
+        await asyncio.sleep(0.001)
 
 
 async def reaped() -> None:
