@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 import time
-import zoneinfo
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -223,6 +222,8 @@ def _local_offset(instant: int) -> int:
 def _zone_offset(name: str) -> Offset:
     if name == "Local":
         return _local_offset
+    import zoneinfo  # few scripts name a time zone
+
     try:
         zone = zoneinfo.ZoneInfo(name or "UTC")
     except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError) as error:

@@ -35,9 +35,9 @@ _UNKNOWN_EXIT = 255
 class PhaseResult(enum.StrEnum):
     """How a run, or a phase of runs, ended; a phase ends like the first of its runs that did not end well."""
 
-    OK = "ok"
-    TIMEOUT = "timeout"
-    ERROR = "error"
+    OK = "OK"
+    TIMEOUT = "TIMEOUT"
+    ERROR = "ERROR"
 
 
 class LaunchedScript(ScriptProcess, Protocol):
@@ -161,20 +161,25 @@ class Run:
     async def _guarded(self, body: Callable[[], Awaitable[PhaseResult]]) -> PhaseResult:
         result = PhaseResult.ERROR
         try:
-            try:
-                result = await body()
-            except (ScriptFileError, CommandError) as error:
-                self._tell(str(error))
-            finally:
-                await complete(self._undo.aclose())
+            result = await body()
+        except (ScriptFileError, CommandError) as error:
+            self._tell(str(error))
         except Exception as error:
             # A mistake of ours, or an environment that cannot be made: it costs this run, nothing else.
             logger().exception("script run failed", **self._names())
             self._around.captures.note(self.source_id, pb.Log.ERROR, f"the script could not be run: {error}")
-            result = PhaseResult.ERROR
+        finally:
+            await complete(self._clean_up())
         if self._around.on_result is not None:
             self._around.on_result(self.key, self.stage, result)
         return result
+
+    async def _clean_up(self) -> None:
+        """Undo everything, last first; what one step cannot undo does not keep the others from it."""
+        try:
+            await self._undo.aclose()
+        except Exception:
+            logger().exception("a script run left something behind", **self._names())
 
     async def _launch(self, script: Script) -> LaunchedScript:
         try:

@@ -117,11 +117,11 @@ class ScriptRunner:
             return []
         return [self._adopt(record) for record in records]
 
-    async def run_start(self, already_done: Mapping[UUID, PhaseResult] = MappingProxyType({})) -> PhaseResult:
+    async def run_start(self, already_done: Mapping[UUID, str] = MappingProxyType({})) -> PhaseResult:
         """Run the start scripts, all at once. Cancelling it kills them.
 
-        Scripts in `already_done` (by the id that `on_result` was given) are not run again, nor are those of adopted
-        runs, which are waited for.
+        Scripts in `already_done` (what `on_result` was given before, by id) are not run again, nor are those of
+        adopted runs, which are waited for.
         """
         result = PhaseResult.OK
         tasks: list[asyncio.Task[PhaseResult]] = []
@@ -129,7 +129,7 @@ class ScriptRunner:
             if not script.run_on_start:
                 continue
             if (done := already_done.get(_key(script))) is not None:
-                result = done if result is PhaseResult.OK else result
+                result = PhaseResult(done) if result is PhaseResult.OK else result
             elif (adopted := self._joinable.get(_key(script))) is not None:
                 tasks.append(adopted)
             else:
@@ -234,11 +234,13 @@ class ScriptRunner:
     async def _all_of(self, tasks: list[asyncio.Task[PhaseResult]]) -> PhaseResult:
         """How the first of the runs that did not end well ended."""
         result = PhaseResult.OK
+        pending = set(tasks)
         try:
-            for finished in asyncio.as_completed(tasks):
-                ended = await finished
-                if result is PhaseResult.OK:
-                    result = ended
+            while pending:
+                done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+                for task in (task for task in tasks if task in done and result is PhaseResult.OK):
+                    # A run that `aclose` gave up waiting for was cancelled; that is not a cancellation of ours.
+                    result = PhaseResult.ERROR if task.cancelled() else task.result()
         finally:
             for task in tasks:
                 task.cancel()

@@ -87,7 +87,8 @@ class RunStore:
     def create(self, run_id: UUID) -> int:
         """Make room for a run; the descriptor of its status file. Raises `OSError`."""
         path = self.path(run_id)
-        path.mkdir(mode=0o700, parents=True)
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.mkdir(mode=0o700)
         try:
             status = os.open(path / "status", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             try:

@@ -68,6 +68,7 @@ def test_round_trip_and_modes(tmp_path: Path) -> None:
     os.close(store.create(it.run_id))
     store.write(it)
     assert stat.S_IMODE(store.path(it.run_id).stat().st_mode) == 0o700
+    assert stat.S_IMODE(store.path(it.run_id).parent.stat().st_mode) == 0o700
     assert {entry.name for entry in store.path(it.run_id).iterdir()} == {"run.json", "status"}
     assert all(stat.S_IMODE(entry.stat().st_mode) == 0o600 for entry in store.path(it.run_id).iterdir())
     assert store.load() == [it]
