@@ -119,6 +119,11 @@ class Journal:
     def __init__(self) -> None:
         self.state = JournalState()
         self._file: _File | None = None
+        self._changed = asyncio.Event()
+
+    async def changed(self) -> None:
+        """Wait for the next change of `state`."""
+        await self._changed.wait()
 
     async def open(self, path: Path, machine: str) -> bool:
         """Go on from the file at `path`; True when it tells of a life of this machine start that was not shut down.
@@ -135,6 +140,7 @@ class Journal:
         else:
             self._file = file
         if self.state.machine == machine and self.state.lifecycle.state < State.SHUTTING_DOWN:
+            self._tell_change()
             return True
         if self.state.lifecycle.state is State.SHUTTING_DOWN:
             get_logger("agent.journal").warning("the previous shutdown did not complete; stop scripts may not have run")
@@ -200,6 +206,7 @@ class Journal:
 
     def _add(self, record: Record) -> None:
         self.state.apply(record)
+        self._tell_change()
         if self._file is None:
             return
         if self._file.needs_compaction:
@@ -207,6 +214,11 @@ class Journal:
             self._file.replace(record, self._failed)
         else:
             self._file.append(record, self._failed)
+
+    def _tell_change(self) -> None:
+        # Whoever waits holds the old event, so nobody can eat another's wake-up.
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     def _failed(self, error: OSError) -> None:
         if self._file is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -34,7 +33,6 @@ class LifecycleReporter:
         self._journal = journal
         self._clock = clock
         self._barrier = barrier
-        self._changed = asyncio.Event()
 
     @property
     def state(self) -> State:
@@ -46,26 +44,24 @@ class LifecycleReporter:
         log = get_logger("agent.lifecycle")
         if self._journal.enter(state, self._clock.wall()):
             log.info("lifecycle", state=state.name.lower())
-            self._wake()
         else:
             log.warning("state dropped: it would be a step back", state=state.name.lower(), now=self.state.name.lower())
 
     def reintroduce(self) -> None:
         """The manifest made this process another agent, which the server has heard nothing of (quirk Q7)."""
         self._journal.reintroduce(self._clock.wall())
-        self._wake()
 
     async def acknowledged(self) -> None:
         """Wait until the server has acknowledged everything."""
         while self._journal.state.lifecycle.pending:
-            await self._next_change()
+            await self._journal.changed()
 
     async def run(self, api: AgentApi) -> None:
         """The routine of one connection: what is pending goes out at once, then each state as it comes."""
         while True:
             while pending := self._journal.state.lifecycle.pending:
                 await self._send(api, pending[0])
-            await self._next_change()
+            await self._journal.changed()
 
     async def _send(self, api: AgentApi, transition: Transition) -> None:
         if transition.state not in (State.STARTING, State.SHUTTING_DOWN):
@@ -81,15 +77,6 @@ class LifecycleReporter:
         )
         await api.call(methods.UPDATE_LIFECYCLE, pb.UpdateLifecycleRequest(lifecycle=report))
         self._journal.acknowledge(transition)
-        self._wake()
-
-    def _wake(self) -> None:
-        # Whoever waits holds the old event; nobody's wake-up can be eaten by another.
-        self._changed.set()
-        self._changed = asyncio.Event()
-
-    async def _next_change(self) -> None:
-        await self._changed.wait()
 
 
 class TimingReporter:
@@ -97,17 +84,15 @@ class TimingReporter:
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
-        self._changed = asyncio.Event()
 
     def add(self, timing: pb.Timing) -> None:
         """Queue one timing. Beyond `journal.MAX_TIMINGS` the oldest ones are dropped."""
         self._journal.timing(timing.SerializeToString())
-        self._wake()
 
     async def sent(self) -> None:
         """Wait until nothing is queued."""
         while self._journal.state.timings:
-            await self._changed.wait()
+            await self._journal.changed()
 
     async def run(self, api: AgentApi) -> None:
         """The routine of one connection. What the server refuses is dropped: repeating it would not help."""
@@ -124,12 +109,7 @@ class TimingReporter:
                     log.warning("script timing dropped: the server refused it", error=error)
                 if self._journal.state.timings and self._journal.state.timings[0] is oldest:
                     self._journal.timing_reported()
-                self._wake()
-            await self._changed.wait()
-
-    def _wake(self) -> None:
-        self._changed.set()
-        self._changed = asyncio.Event()
+            await self._journal.changed()
 
 
 class Banners:

@@ -220,9 +220,8 @@ class Workspace(Generic[L]):
     async def _begin(self, manifest: Manifest) -> None:
         path = await self._open_state(manifest.agent_id)
         if path is not None and await self._journal.open(path / "journal", await asyncio.to_thread(machine_start)):
-            get_logger("agent.workspace").info(
-                "going on where the former process was", state=self._lifecycle.state.name
-            )
+            state = self._lifecycle.state.name.lower()
+            get_logger("agent.workspace").info("going on where the former process was", state=state)
         self._logs = self._make_logs(path)
         self._logs.open()
         self._opened.set()

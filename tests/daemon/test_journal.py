@@ -144,7 +144,7 @@ async def test_a_full_disk_costs_the_file_not_the_function(path: Path, monkeypat
     def full(descriptor: int, data: bytes) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module.os, "write", full)
+    monkeypatch.setattr(os, "write", full)
     with capture_logs() as logs:
         for state in (State.STARTING, State.READY):
             journal.enter(state, int(state))
@@ -168,8 +168,8 @@ def test_machine_start_reads_past_odd_names(tmp_path: Path) -> None:
 
 # ---- properties
 
-OPERATIONS: list[Callable[[Journal, int], None]] = [
-    lambda journal, n: journal.enter(State(n % 9 + 1), n * 1000) and None,
+OPERATIONS: list[Callable[[Journal, int], object]] = [
+    lambda journal, n: journal.enter(State(n % 9 + 1), n * 1000),
     lambda journal, n: (
         journal.acknowledge(journal.state.lifecycle.pending[0]) if journal.state.lifecycle.pending else None
     ),

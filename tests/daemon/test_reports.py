@@ -36,7 +36,7 @@ async def connected(
     server: FakeControlPlane, run: Callable[[AgentApi], Awaitable[None]]
 ) -> AsyncIterator[asyncio.Task[None]]:
     api = await server.connect()
-    task: asyncio.Task[None] = asyncio.ensure_future(run(api))  # type: ignore[arg-type]
+    task: asyncio.Task[None] = asyncio.ensure_future(run(api))
     await settle(50)
     try:
         yield task
