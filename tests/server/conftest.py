@@ -16,10 +16,11 @@ from tests.server.postgres import Postgres, running
 
 
 @pytest.fixture(autouse=True)
-def asyncpg_may_look_for_its_files(no_blocking_calls: BlockBuster) -> None:
-    """It looks for ~/.pgpass and certificates whenever it connects, and there is no other way in."""
+def libraries_may_look_at_files(no_blocking_calls: BlockBuster) -> None:
+    """asyncpg looks for ~/.pgpass and certificates whenever it connects; a traceback in the log shows source lines."""
     for function in no_blocking_calls.functions.values():
         function.can_block_in("asyncpg/connect_utils.py", {"_parse_connect_dsn_and_args"})
+        function.can_block_in("structlog/dev.py", {"__call__"})
 
 
 @pytest.fixture(scope="session")

@@ -134,7 +134,7 @@ class Agents:
         return reply(models.AgentList(agents=[models.summary(row, latest[row.workspace.id], now) for row in rows]))
 
     async def create(self, call: Call) -> web.Response:
-        definition = await _read(await call.read())
+        definition, odd = await _read(await call.read())
         token, now = uuid4(), self._now()
         async with self._database.transaction() as session:
             owner_id = await _owner(session, call.user, definition.owner)
@@ -148,7 +148,7 @@ class Agents:
                 ) from error
             row = await _start(session, workspace.id, definition, token, now)
         self._events.publish(workspace_topic(workspace.id))
-        return reply(models.new_agent_answer(row, row.build, now, token, warnings(definition)), 201)
+        return reply(models.new_agent_answer(row, row.build, now, token, odd), 201)
 
     async def show(self, call: Call) -> web.Response:
         async with self._database.reading() as session:
@@ -178,7 +178,7 @@ class Agents:
 
     async def build(self, call: Call) -> web.Response:
         asked = await call.body(NewBuild)
-        given = await _read(asked.definition.encode()) if asked.definition else None
+        given, odd = await _read(asked.definition.encode()) if asked.definition else (None, [])
         now = self._now()
         answer: models.NewAgentAnswer | models.BuildSummary
         async with self._database.transaction() as session:
@@ -192,7 +192,7 @@ class Agents:
                     latest = await workspaces.latest_build(session, row.workspace.id)
                     await workspaces.finish_build(session, latest.id, "failed", "superseded by a start build", now)
                     new = await _start(session, row.workspace.id, definition, token, now)
-                    answer = models.new_agent_answer(new, new.build, now, token, warnings(definition))
+                    answer = models.new_agent_answer(new, new.build, now, token, odd)
                 case "stop":
                     answer = models.build_summary(
                         await workspaces.add_build(session, row.workspace.id, "stop", "running", now)
@@ -280,9 +280,15 @@ async def _owner(session: Session, user: UserPrincipal, name: str) -> UUID:
     return owner.id
 
 
-async def _read(text: bytes) -> AgentDefinition:
+async def _read(text: bytes) -> tuple[AgentDefinition, list[str]]:
+    """The definition, and what is odd about it. Raises `ApiError` 400."""
+
+    def read() -> tuple[AgentDefinition, list[str]]:
+        definition = read_definition(text.decode())
+        return definition, warnings(definition)
+
     try:
-        return await asyncio.to_thread(lambda: read_definition(text.decode()))
+        return await asyncio.to_thread(read)
     except UnicodeDecodeError as error:
         raise ApiError(400, UNUSABLE, f"It is not UTF-8: {error}") from error
     except DefinitionError as error:

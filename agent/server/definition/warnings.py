@@ -11,7 +11,7 @@ _ZONE_PREFIXES = ("CRON_TZ=", "TZ=")
 
 
 def warnings(definition: AgentDefinition) -> list[str]:
-    """One line each; empty when there is nothing to say."""
+    """One line each; empty when there is nothing to say. Looks for time zones in files: use a thread."""
     return [
         f"scripts[{index}].cron: {text}"
         for index, script in enumerate(definition.scripts)
