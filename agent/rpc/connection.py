@@ -144,9 +144,12 @@ class MuxConnection:
         self._reader: asyncio.Task[None] | None = None
         self._tasks: list[asyncio.Task[None]] = []
         """Writer and timer."""
+        self._closer: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin to read, write and keep alive."""
+        """Begin to read, write and keep alive; no effect on a connection that was closed already."""
+        if self.closed:
+            return
         self._reader = self._spawn("reader", self._read())
         self._tasks = [self._spawn("writer", self._write()), self._spawn("timer", self._keep_time())]
 
@@ -198,24 +201,28 @@ class MuxConnection:
             self._session.forget_ping(ping_id)
 
     async def aclose(self, code: int = NORMAL, reason: str = "") -> None:
-        """Write what is queued, close the transport and wait for the tasks. Idempotent."""
+        """Write what is queued, close the transport and wait for the tasks; at most 10 s. The first call counts.
+
+        Cancelling the caller does not interrupt the closing.
+        """
         self._end(None)
+        if self._closer is None:
+            self._closer = asyncio.create_task(self._close(code, reason), name="yamux closer")
+        await asyncio.shield(self._closer)
+
+    async def _close(self, code: int, reason: str) -> None:
         limit = CLOSE_TIMEOUT if self._closed.result() is None else BROKEN_CLOSE_TIMEOUT
-        try:
-            await asyncio.gather(*self._tasks, return_exceptions=True)
-            # Where one write is stuck, another would be too.
-            if self._write_began is None and (chunks := self._session.data_to_send()):
-                with contextlib.suppress(TimeoutError, TransportError):
-                    await wait_for(self._clock, self._transport.send(chunks), limit)
-        finally:
-            try:
-                with contextlib.suppress(TimeoutError, TransportError):
-                    await wait_for(self._clock, self._transport.aclose(code, reason), limit)
-            finally:
-                # Not before: the transport's handshake may need what it receives.
-                if self._reader is not None:
-                    self._reader.cancel()
-                    await asyncio.wait({self._reader})
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        # Where one write is stuck, another would be too.
+        if self._write_began is None and (chunks := self._session.data_to_send()):
+            with contextlib.suppress(TimeoutError, TransportError):
+                await wait_for(self._clock, self._transport.send(chunks), limit)
+        with contextlib.suppress(TimeoutError, TransportError):
+            await wait_for(self._clock, self._transport.aclose(code, reason), limit)
+        # Not before: the transport's handshake may need what it receives.
+        if self._reader is not None:
+            self._reader.cancel()
+            await asyncio.wait({self._reader})
 
     # ---- called by streams
 

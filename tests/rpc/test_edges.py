@@ -336,6 +336,28 @@ async def test_closing_twice_and_without_a_start(clock: ManualClock) -> None:
     assert await right.receive() == b""
 
 
+async def test_serving_what_was_closed_before(clock: ManualClock) -> None:
+    left, right = memory_pair()
+    server = RpcServer(right, {}, clock)
+    await server.aclose(1001, "shutting down")
+    assert await server.serve() is None
+    assert right.closed_with == (1001, "shutting down")
+    assert await left.receive() == b""
+
+
+async def test_the_first_close_counts_and_goes_on_without_its_caller(clock: ManualClock) -> None:
+    left, right = memory_pair()
+    server = RpcServer(right, {"/echo": Unary(echo)}, clock)
+    serving = asyncio.create_task(server.serve())
+    await settle()
+    closing = asyncio.create_task(server.aclose(1011, "why"))
+    await asyncio.sleep(0)
+    closing.cancel()
+    await serving
+    assert right.closed_with == (1011, "why")
+    assert await left.receive() == b""
+
+
 async def test_a_defect_of_a_transport_ends_the_connection_with_its_cause(clock: ManualClock) -> None:
     left, _right = memory_pair()
 
