@@ -23,6 +23,8 @@ BODY_TIMEOUT = 60.0
 JSON_TYPE = "application/json; charset=utf-8"
 API = "/api/v2/"
 BYPASS = "X-Coder-Bypass-Ratelimit"
+REQUEST_ID = web.RequestKey("request_id", str)
+RATE_LIMIT_HEADERS = web.RequestKey("rate_limit_headers", dict[str, str])
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 log = structlog.get_logger("agent.server.http")
@@ -119,7 +121,7 @@ class Front:
         response.headers["X-Coder-Build-Version"] = self._build_version
         response.headers["X-Coder-Request-Id"] = request_id(request)
         response.headers.setdefault("X-Content-Type-Options", "nosniff")
-        for name, value in request.get("rate_limit_headers", {}).items():
+        for name, value in request.get(RATE_LIMIT_HEADERS, {}).items():
             response.headers[name] = value
 
     @web.middleware
@@ -169,7 +171,7 @@ class Front:
             raise ApiError(428, f'"{BYPASS}" was given, but you are no owner.')
         key = caller.id if isinstance(caller, UserPrincipal | AgentPrincipal) else caller
         verdict = self._limiter.check((key, request.path), limit, self._clock.now())
-        request["rate_limit_headers"] = verdict.headers(self._clock.wall() // 1_000_000_000)
+        request[RATE_LIMIT_HEADERS] = verdict.headers(self._clock.wall() // 1_000_000_000)
         if not verdict.allowed:
             raise ApiError(429, f"You've been rate limited for sending more than {limit} requests in 1m0s.")
 
@@ -188,9 +190,9 @@ class Front:
 
 def request_id(request: web.Request) -> str:
     """The random id of a request, made when it is first asked for."""
-    if "request_id" not in request:
-        request["request_id"] = str(uuid.uuid4())
-    return str(request["request_id"])
+    if REQUEST_ID not in request:
+        request[REQUEST_ID] = str(uuid.uuid4())
+    return request[REQUEST_ID]
 
 
 def _unrouted(error: web.HTTPException) -> web.Response:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import AsyncIterator
 
-import structlog
 from aiohttp import web
 
 from agent.clock import Clock, deadline
@@ -28,7 +28,7 @@ RECHECK = 60.0
 
 INTERNAL_ERROR = 1011
 
-log = structlog.get_logger("agent.server.logs")
+logger = logging.getLogger("agent.server.logs")
 
 
 class AgentLogs:
@@ -103,7 +103,7 @@ class AgentLogs:
             try:
                 await self._send_all(agent, after, socket)
             except QueryError:
-                log.exception("cannot read the logs that somebody follows", agent=str(agent.agent.id))
+                logger.exception("cannot read the logs of agent %s that somebody follows", agent.agent.id)
                 await socket.close(INTERNAL_ERROR, "cannot read the logs")
         return socket.response
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from uuid import UUID
 
 import msgspec
-import structlog
 from aiohttp import web
 
 from agent.clock import Clock
@@ -32,7 +32,7 @@ MIN_PERIOD, MAX_PERIOD = 1.0, 5.0
 PROTOCOL_ERROR = 1002
 CLIENT_MESSAGE = "Clients cannot send messages for one-way WebSockets"
 
-log = structlog.get_logger("agent.server.metadata")
+logger = logging.getLogger("agent.server.metadata")
 
 
 class Result(msgspec.Struct):
@@ -114,7 +114,7 @@ class AgentMetadata:
                     async with self._database.reading() as session:
                         rows = await agents.metadata(session, agent)
                 except QueryError:
-                    log.exception("cannot read metadata", agent=str(agent))
+                    logger.exception("cannot read the metadata of agent %s", agent)
                     await outlet.emit("error", ErrorBody("Internal error reading metadata."))
                     return
                 now = self._clock.wall() // 1000

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import AsyncExitStack
 
-import structlog
 from aiohttp import web
 
 from agent.api.versions import ApiVersion, VersionRefusedError, accept_version
@@ -20,7 +20,7 @@ from agent.server.routes import EMPTY, Auth, Query, Route
 INTERNAL_ERROR = 1011
 MONITORED_ROLES = ("", "agent")
 
-log = structlog.get_logger("agent.server.rpc")
+logger = logging.getLogger("agent.server.rpc")
 
 
 class AgentRpc:
@@ -64,7 +64,6 @@ class AgentRpc:
         await socket.prepare(call.request)
         handlers = AgentService(call.agent.id, version, self._around).handlers()
         server = RpcServer(WebSocketTransport(socket), handlers, self._clock)
-        logger = log.bind(agent=str(call.agent.id), api_version=str(version))
         async with AsyncExitStack() as stack:
             stack.push_async_callback(server.aclose)
             stack.enter_context(self._long_lived.track(lambda: server.aclose(GOING_AWAY)))
@@ -72,10 +71,10 @@ class AgentRpc:
                 try:
                     await stack.enter_async_context(self._monitor.watch(call.agent.id, server))
                 except Exception:
-                    logger.exception("cannot write that an agent connected")
+                    logger.exception("agent %s: cannot write that it connected", call.agent.id)
                     await server.aclose(INTERNAL_ERROR, "cannot write that the agent connected")
                     return socket
-            logger.info("agent connected")
+            logger.info("agent %s: connected with API version %s", call.agent.id, version)
             cause = await server.serve()
-            logger.info("agent disconnected", cause=str(cause) if cause else "closed")
+            logger.info("agent %s: disconnected: %s", call.agent.id, cause or "closed")
         return socket
