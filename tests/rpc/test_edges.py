@@ -229,6 +229,7 @@ async def test_a_server_that_breaks_a_rule_fails_one_call(clock: ManualClock) ->
 # ---- several calls on one stream
 
 
+@pytest.mark.spec("agent-api", 23)
 async def test_calls_follow_each_other_on_one_stream(clock: ManualClock) -> None:
     handler = Waiting()
     left, right = memory_pair()
