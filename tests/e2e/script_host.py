@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from pathlib import Path
 from uuid import UUID
@@ -31,6 +32,7 @@ async def main(root: Path, script: Script) -> None:
         clock=SystemClock(),
         life="life",
     )
+    os.write(1, b"ready\n")
     await runner.run_start()
 
 

@@ -396,6 +396,22 @@ async def test_keeper_that_is_killed_costs_only_the_exit_status(shop: Workshop) 
     assert (shop.timing(it).exit_code, shop.timing(it).status) == (255, pb.Timing.EXIT_FAILURE)
 
 
+async def test_keeper_ignores_what_would_end_it(shop: Workshop) -> None:
+    it = script("for sig in HUP INT TERM QUIT USR2; do kill -$sig $PPID; done; sleep 0.2; exit 9", run_on_start=True)
+    await shop.runner(it).run_start()
+    assert shop.timing(it).exit_code == 9
+
+
+async def test_many_runs_leave_no_descriptors(shop: Workshop) -> None:
+    it = script("echo x", run_on_stop=True)
+    runner = shop.runner(*[it] * 5)
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(10):
+        assert await runner.run_stop() is PhaseResult.OK
+    assert len(os.listdir("/proc/self/fd")) <= before
+    assert len(shop.timings) == 50
+
+
 def running(mark: str) -> bool:
     for name in os.listdir("/proc"):
         try:

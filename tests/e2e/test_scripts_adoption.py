@@ -35,17 +35,29 @@ async def killed_host(
     shop: Workshop, text: str, timeout: float = 0.0, until: str = "begun"
 ) -> tuple[Script, RunRecord]:
     """The script that an agent ran when it was killed: as soon as `until` was in the log file."""
-    arguments = (text, str(timeout), str(uuid4()), str(uuid4()))
-    it = host_script(*arguments)
-    host = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "tests.e2e.script_host", str(shop.root), *arguments, cwd=Path(__file__).parents[2]
-    )
+    it, host = await start_host(shop, text, timeout)
     log = shop.log_of(it)
     await eventually(lambda: log.exists() and until in log.read_text())
     host.kill()
     await host.wait()
     (record,) = await asyncio.to_thread(RunStore(shop.root / "runs").load)
     return it, record
+
+
+async def start_host(shop: Workshop, text: str, timeout: float = 0.0) -> tuple[Script, asyncio.subprocess.Process]:
+    arguments = (text, str(timeout), str(uuid4()), str(uuid4()))
+    host = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "tests.e2e.script_host",
+        str(shop.root),
+        *arguments,
+        cwd=Path(__file__).parents[2],
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert host.stdout is not None
+    assert await host.stdout.readline() == b"ready\n"
+    return host_script(*arguments), host
 
 
 async def test_script_goes_on_and_nothing_is_lost(shop: Workshop) -> None:
@@ -122,3 +134,17 @@ async def test_incomplete_request_runs_nothing(shop: Workshop) -> None:
     runner = shop.runner(it)
     assert await runner.adopt() == []
     assert not store.path(record.run_id).exists()
+
+
+@pytest.mark.parametrize("after", [0.0, 0.003, 0.006, 0.009, 0.012, 0.015, 0.02, 0.03, 0.05])
+async def test_killed_while_it_starts_a_script_the_script_runs_once(shop: Workshop, after: float) -> None:
+    ran = shop.root / "ran"
+    it, host = await start_host(shop, f"echo once >> {ran}; sleep 0.3; exit 5")
+    await asyncio.sleep(after)
+    host.kill()
+    await host.wait()
+    runner = shop.runner(it)
+    await runner.adopt()
+    assert await runner.run_start() is PhaseResult.ERROR
+    assert ran.read_text() == "once\n"
+    assert shop.timing(it).exit_code == 5
