@@ -35,8 +35,9 @@ class AgentApi(Protocol):
     """The Agent service of one connection, as the agent's routines use it.
 
     `call` raises `agent.rpc.RpcError` when the server answers with an error, `agent.rpc.UnsupportedError` when it does
-    not know the method (or is older than the method's `since`; nothing is sent then), `agent.rpc.StreamBrokenError` when
-    this one call broke off, and `agent.rpc.ConnectionLostError` when the connection ends or `timeout` seconds pass.
+    not know the method (or is older than the method's `since`; nothing is sent then), `agent.rpc.StreamBrokenError`
+    when this one call broke off, and `agent.rpc.ConnectionLostError` when the connection ends or `timeout` seconds
+    pass.
     """
 
     @property

@@ -292,6 +292,11 @@ class YamuxSession:
         stream.send_window -= accepted
         return accepted
 
+    def credit(self, stream_id: int) -> int:
+        """Bytes that the peer's window of the stream still takes; 0 when the stream is gone."""
+        stream = self._streams.get(stream_id)
+        return stream.send_window if stream is not None else 0
+
     def consume(self, stream_id: int, count: int) -> None:
         """`count` received bytes were read: give the peer credit once that is worth a frame (§6.2 item 4)."""
         stream = self._streams.get(stream_id)

@@ -236,9 +236,11 @@ class MuxConnection:
             raise StreamBrokenError(str(error)) from error
         except yamux.YamuxError as error:
             raise ConnectionLostError(str(error)) from error
-        if accepted < len(data):
+        if accepted:
+            self._output.set()
+        # Without credit, `WindowOpened` wakes the writer.
+        if accepted < len(data) and self._session.credit(stream_id):
             self._blocked.add(stream_id)
-        self._output.set()
         return accepted
 
     def consume(self, stream_id: int, count: int) -> None:

@@ -170,11 +170,12 @@ class RpcServer:
         return await self._connection.ping(timeout)
 
     async def aclose(self, code: int = NORMAL, reason: str = "") -> None:
-        """Close the connection, cancel the handlers and wait up to 10 s for them. Idempotent."""
+        """Close the connection, which cancels the handlers, and wait up to 10 s for them. Idempotent.
+
+        Each handler is cancelled once: a second time would hit what it does to end in order.
+        """
         await self._connection.aclose(code, reason)
         tasks = set(self._tasks)
-        for task in tasks:
-            task.cancel()
         if not tasks:
             return
         try:

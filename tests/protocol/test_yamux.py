@@ -208,6 +208,7 @@ def test_the_window_limits_what_is_sent() -> None:
     assert session.send(stream, b"x" * 300_000) == WINDOW
     assert session.send(stream, b"x") == 0
     assert len(written(session)) == WINDOW + 12
+    assert session.credit(stream) == 0
     assert session.send(stream, b"x") == 0, "the window, not the outgoing buffer, is in the way"
     assert session.receive_data(frame(FrameType.WINDOW_UPDATE, 0, stream, 5), 0) == [WindowOpened(stream)]
     assert session.send(stream, b"123456789") == 5

@@ -327,6 +327,34 @@ async def test_a_handler_that_does_not_end_is_named_and_not_waited_for(
     await client.aclose()
 
 
+async def test_a_handler_ends_in_order(clock: ManualClock) -> None:
+    ended_in_order = []
+
+    async def careful(_: bytes) -> bytes:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await clock.sleep(3)
+            ended_in_order.append(True)
+        return b""
+
+    left, right = memory_pair()
+    server = RpcServer(right, {"/careful": Unary(careful)}, clock)
+    serving = asyncio.create_task(server.serve())
+    client = RpcClient(left, clock)
+    await client.start()
+    call = asyncio.create_task(client.unary("/careful", b""))
+    await settle()
+    await client.aclose()
+    await clock.advance(2)
+    assert not serving.done()
+    await clock.advance(1)
+    await serving
+    assert ended_in_order == [True]
+    with pytest.raises(ConnectionLostError):
+        await call
+
+
 async def test_closing_twice_and_without_a_start(clock: ManualClock) -> None:
     left, right = memory_pair()
     client = RpcClient(left, clock)
