@@ -58,7 +58,7 @@ async def test_every_answer_says_who_answered(server: Deployment) -> None:
 async def test_routes_and_methods_that_are_none(server: Deployment) -> None:
     response = await get(server, "/api/v2/nope")
     assert response.headers["Content-Type"] == "application/json; charset=utf-8"
-    assert await response.read() == b'{"message":"Route not found."}\n'
+    assert await response.text() == '{"message":"Route not found."}\n'
     response = await get(server, ME, "PATCH")
     assert (response.status, response.headers["Content-Length"]) == (405, "0")
     assert response.headers["Allow"] == "GET"
