@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import aiohttp
@@ -19,8 +19,11 @@ ROUNDS = 3
 
 
 async def measure(seconds: float = 1.0) -> dict[str, float]:
-    """Calls per second one after another and 32 at a time, and MB/s of 4 MiB calls in each direction."""
-    figures: dict[str, float] = {}
+    """Calls per second one after another and 32 at a time, and MB/s of 4 MiB calls in each direction.
+
+    The baseline is a bare WebSocket whose server sends each message back.
+    """
+    figures = {"bare websocket round trips/s": await _bare_rate(seconds)}
     for name, connect in (("memory", _memory), ("websocket", _websocket)):
         async with connect() as client:
             figures[f"{name} calls/s, one at a time"] = await _rate(client, 1, seconds)
@@ -82,10 +85,39 @@ async def _memory() -> AsyncIterator[RpcClient]:
 
 @asynccontextmanager
 async def _websocket() -> AsyncIterator[RpcClient]:
+    async def serve(socket: web.WebSocketResponse) -> None:
+        await RpcServer(WebSocketTransport(socket), HANDLERS, SystemClock()).serve()
+
+    async with _socket(serve) as socket:
+        client = RpcClient(WebSocketTransport(socket), SystemClock())
+        await client.start()
+        yield client
+        await client.aclose()
+
+
+async def _bare_rate(seconds: float) -> float:
+    async def serve(socket: web.WebSocketResponse) -> None:
+        async for message in socket:
+            await socket.send_bytes(message.data)
+
+    async with _socket(serve) as socket:
+        end = time.perf_counter() + seconds
+        done = 0
+        while time.perf_counter() < end:
+            await socket.send_bytes(b"x" * 100)
+            await socket.receive_bytes()
+            done += 1
+        return done / seconds
+
+
+@asynccontextmanager
+async def _socket(
+    serve: Callable[[web.WebSocketResponse], Awaitable[None]],
+) -> AsyncIterator[aiohttp.ClientWebSocketResponse]:
     async def upgrade(request: web.Request) -> web.WebSocketResponse:
         socket = web.WebSocketResponse(compress=False, max_msg_size=MAX_MESSAGE)
         await socket.prepare(request)
-        await RpcServer(WebSocketTransport(socket), HANDLERS, SystemClock()).serve()
+        await serve(socket)
         return socket
 
     app = web.Application()
@@ -95,8 +127,5 @@ async def _websocket() -> AsyncIterator[RpcClient]:
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     url = f"http://127.0.0.1:{runner.addresses[0][1]}/"
     async with aiohttp.ClientSession() as http, http.ws_connect(url, max_msg_size=MAX_MESSAGE) as socket:
-        client = RpcClient(WebSocketTransport(socket), SystemClock())
-        await client.start()
-        yield client
-        await client.aclose()
+        yield socket
     await runner.cleanup()
