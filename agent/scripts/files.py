@@ -7,6 +7,7 @@ import os
 import stat
 from collections.abc import Mapping
 from pathlib import Path
+from uuid import UUID
 
 from agent.api.manifest import Script
 from agent.process import expand_path
@@ -32,7 +33,7 @@ class ScriptDirectories:
         _make_private(self._root)
         _make_private(self.bin)
 
-    def make_data(self, source_id: object) -> Path:
+    def make_data(self, source_id: UUID) -> Path:
         """The directory of one log source. Raises `ScriptFileError`."""
         self.make_bin()
         path = self._root / str(source_id)

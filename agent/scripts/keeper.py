@@ -95,8 +95,8 @@ def spawn(
             step = "exec"
             signal.pthread_sigmask(signal.SIG_SETMASK, ())
             posix.execve(arguments[0], arguments, environment)
-        except OSError as error:
-            posix.write(failure_write, f"{step} {error.errno}".encode())
+        except (OSError, ValueError) as error:  # ValueError: a variable without a name
+            posix.write(failure_write, f"{step} {getattr(error, 'errno', 22)}".encode())  # 22 is EINVAL
         finally:
             posix._exit(127)
     posix.close(failure_write)

@@ -63,7 +63,10 @@ class KeptScript:
 
     def signal_group(self, number: int) -> bool:
         """Signal the script and what it started in its process group; False when nobody is left."""
-        return self.script is not None and self.script.signal_group(number)
+        try:
+            return self.script is not None and self.script.signal_group(number)
+        except PermissionError:
+            return True  # all of it runs as another user (sudo): it is there, and out of reach
 
     async def release(self) -> None:
         """End the keeper, which closes its side of the pipes, and close everything. Does not end the script."""

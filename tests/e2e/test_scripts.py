@@ -386,7 +386,7 @@ async def test_close_ends_what_runs_and_refuses_the_rest(shop: Workshop) -> None
 
 
 async def test_keeper_that_is_killed_costs_only_the_exit_status(shop: Workshop) -> None:
-    it = script("trap 'echo hup' HUP; echo $PPID; sleep 1000", run_on_start=True)
+    it = script("trap 'echo hup; exit' HUP; echo $PPID; while :; do sleep 0.05; done", run_on_start=True)
     phase = asyncio.create_task(shop.runner(it).run_start())
     await eventually(lambda: bool(shop.captures.by_source) and b"\n" in shop.captures.of(it).stdout)
     os.kill(int(shop.captures.of(it).stdout), signal.SIGKILL)
@@ -400,6 +400,14 @@ async def test_keeper_ignores_what_would_end_it(shop: Workshop) -> None:
     it = script("for sig in HUP INT TERM QUIT USR2; do kill -$sig $PPID; done; sleep 0.2; exit 9", run_on_start=True)
     await shop.runner(it).run_start()
     assert shop.timing(it).exit_code == 9
+
+
+async def test_environment_that_cannot_be(shop: Workshop) -> None:
+    nameless, torn = script("echo x", run_on_start=True), script("echo x", run_on_start=True)
+    assert await shop.runner(nameless, context=Context(shop.root, {"": "x"})).run_start() is PhaseResult.ERROR
+    assert shop.captures.errors(nameless) == ['cannot run "/bin/sh": Invalid argument']
+    assert await shop.runner(torn, context=Context(shop.root, {"A": "x\0y"})).run_start() is PhaseResult.ERROR
+    assert "NUL character in the environment" in shop.captures.errors(torn)[0]
 
 
 async def test_many_runs_leave_no_descriptors(shop: Workshop) -> None:

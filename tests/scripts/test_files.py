@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 
@@ -62,8 +63,8 @@ def test_what_is_no_log_file(tmp_path: Path) -> None:
 @pytest.mark.spec("daemon", 30)
 def test_data_directories(tmp_path: Path) -> None:
     directories = ScriptDirectories(tmp_path / "new")
-    data = directories.make_data("source")
-    assert data == tmp_path / "new" / "coder-script-data" / "source"
+    data = directories.make_data(UUID(int=1))
+    assert data == tmp_path / "new" / "coder-script-data" / str(UUID(int=1))
     assert directories.bin == tmp_path / "new" / "coder-script-data" / "bin"
     assert mode(data) == mode(directories.bin) == mode(data.parent) == 0o700
     data.parent.chmod(0o777)
