@@ -184,6 +184,7 @@ async def _live(config: AgentConfig, plane: ControlPlane, executable: str, clock
         await all_of(lifecycle=lifecycle.acknowledged(), logs=workspace.logs_drained(), timings=timings.sent())
 
     stages = [
+        Stage("manifest", workspace.refuse_manifests, 2.0),
         Stage("announcement", announce, 2.0),
         Stage("start scripts", workspace.interrupt_start, 2.0),
         Stage("stop scripts", workspace.run_stop, None),

@@ -153,9 +153,17 @@ class Workspace(Generic[L]):
         if self._logs is not None:
             await self._logs.drained()
 
-    async def interrupt_start(self) -> None:
-        """The shutdown has begun: start scripts that run are told so, and how they end no longer counts."""
+    async def refuse_manifests(self) -> None:
+        """The shutdown has begun: take in no manifest any more, and finish with the one that is being taken in.
+
+        How start scripts end no longer counts from here on.
+        """
         self._closing = True
+        async with self._lock:
+            return
+
+    async def interrupt_start(self) -> None:
+        """Tell start scripts that run that they are to end."""
         if self._scripts is not None:
             await self._scripts.interrupt_start()
 
@@ -266,6 +274,8 @@ class Workspace(Generic[L]):
         try:
             await scripts.prepare()
             await scripts.adopt()
+            if self._closing:
+                return
             if not journal.state.start_result:
                 done = {script: PhaseResult(result) for script, result in journal.state.results.items()}
                 result = await scripts.run_start(done)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict, deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -13,9 +14,10 @@ from google.protobuf.message import Message
 from agent.api import methods
 from agent.api.methods import RpcMethod
 from agent.api.proto import agent_pb2 as pb
-from agent.api.versions import CURRENT, ApiVersion
+from agent.api.versions import CURRENT, ApiVersion, VersionRefusedError, accept_version
 from agent.clock import Clock
-from agent.rpc import RpcAgentApi, RpcClient, RpcError, RpcServer, Transport, Unary
+from agent.control import RefusedError
+from agent.rpc import RpcAgentApi, RpcClient, RpcError, RpcServer, Transport, Unary, WebSocketTransport
 from agent.testing.transport import MemoryTransport, memory_pair
 
 Answer = TypeVar("Answer", bound=Message)
@@ -58,6 +60,8 @@ class FakeControlPlane:
         self.handlers: dict[str, Callable[[Any], Awaitable[Message]]] = {}
         self.attempts: list[float] = []
         """When each `connect` was called, on the clock."""
+        self.tokens: list[str] = []
+        """The token of each request for a connection that came over HTTP."""
         self.connections = 0
         self._changed = asyncio.Event()
         self._servers: dict[RpcServer, Transport] = {}
@@ -112,6 +116,42 @@ class FakeControlPlane:
         finally:
             del self._servers[server]
             self._notify()
+
+    @asynccontextmanager
+    async def listening(self) -> AsyncIterator[str]:
+        """Serve agents on a free port of 127.0.0.1, as a real server does; gives the URL.
+
+        The next of `refusals` is answered with its status if it is a `RefusedError`. A version above `version` is
+        refused as agent-api.md §7.1 says.
+        """
+        from aiohttp import web
+
+        async def rpc(request: web.Request) -> web.StreamResponse:
+            self.attempts.append(self._clock.now())
+            self.tokens.append(request.headers.get("Coder-Session-Token", ""))
+            if self.refusals and isinstance(refusal := self.refusals.popleft(), RefusedError):
+                return web.json_response({"message": refusal.message}, status=refusal.status)
+            try:
+                accept_version(request.query["version"], self.version)
+            except VersionRefusedError as error:
+                body = {"message": "Unknown or unsupported API version"}
+                validations = [{"field": "version", "detail": str(error)}]
+                return web.json_response({**body, "validations": validations}, status=400)
+            socket = web.WebSocketResponse(max_msg_size=0)
+            await socket.prepare(request)
+            await self.serve(WebSocketTransport(socket))
+            return socket
+
+        app = web.Application()
+        app.router.add_get("/api/v2/workspaceagents/me/rpc", rpc)
+        runner = web.AppRunner(app, shutdown_timeout=1)
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, "127.0.0.1", 0).start()
+            yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+        finally:
+            await self.drop()
+            await runner.cleanup()
 
     @property
     def connected(self) -> int:

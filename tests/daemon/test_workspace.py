@@ -390,11 +390,23 @@ async def test_final_states(start: Start, result: PhaseResult, state: str) -> No
 async def test_a_stop_during_the_start_phase(start: Start, server: FakeControlPlane) -> None:
     agent = start()
     await eventually(lambda: "start" in agent.scripts.events)
+    await agent.workspace.refuse_manifests()
     agent.lifecycle.enter(State.SHUTTING_DOWN)
     await agent.workspace.interrupt_start()
     await agent.workspace.run_stop()
     await agent.until_states("starting", "shutting_down", "off")
     assert agent.scripts.events == ["prepare", "adopt", "start", "interrupt", "stop"]
+
+
+async def test_a_stop_while_the_manifest_is_taken_in(start: Start, server: FakeControlPlane) -> None:
+    agent = start()
+    await eventually(lambda: agent.workspace._manifest is not None)  # and nothing has begun yet
+    agent.stopping.set()
+    await agent.workspace.refuse_manifests()
+    agent.lifecycle.enter(State.SHUTTING_DOWN)
+    await agent.workspace.run_stop()
+    await agent.until_states("starting", "shutting_down", "off")
+    assert "start" not in agent.scripts.events
 
 
 async def test_a_stop_before_any_manifest_is_an_error_and_no_hang(start: Start, server: FakeControlPlane) -> None:
