@@ -102,7 +102,7 @@ class Deployment:
         times = {"created_at": now, "updated_at": now}
         lifetime = round(self.config.session_lifetime)
         async with self.database.transaction() as session:
-            session.add(User(id=user, password_hash=password_hash(), **account, **times))
+            session.add(User(id=user, password_hash=password_hash(), last_seen_at=now, **account, **times))
             await session.flush()
             session.add(
                 ApiKey(
