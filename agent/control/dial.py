@@ -23,7 +23,7 @@ class Credentials(Protocol):
     """Where the token comes from (agent.identity)."""
 
     async def obtain(self) -> str:
-        """The token for the next dial. Its errors end the attempt and reach the caller as they are."""
+        """The token for the next dial; it bounds its own waiting. Its errors reach the caller as they are."""
 
 
 class ControlPlane:

@@ -107,7 +107,7 @@ class ControlHttp:
             return float(text[:9])
         try:
             when = parsedate_to_datetime(text).timestamp()
-        except ValueError:
+        except (ValueError, OverflowError):
             return None
         return max(when - self._clock.wall() / 1e9, 0.0)
 
@@ -151,7 +151,7 @@ def reaching(url: URL) -> Iterator[None]:
         # No cause is kept: its text has the proxy's URL, password included.
         raise UnreachableError(f"{where}: the proxy refused: {error.status} {error.message}") from None
     except aiohttp.ClientConnectorCertificateError as error:
-        raise UnreachableError(f"{where}: {error}; SSL_CERT_FILE may name further authorities to trust") from error
+        raise UnreachableError(f"{where}: {error}; SSL_CERT_FILE names the authorities to trust") from error
     except TimeoutError as error:
         raise UnreachableError(f"{where}: no answer in time") from error
     except (aiohttp.ClientError, OSError) as error:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 from uuid import UUID
-
-import msgspec
 
 from agent.clock import Clock, deadline
 from agent.control.errors import RefusedError
@@ -18,7 +17,7 @@ MAX_BODY = 4 * 1024 * 1024
 
 
 class RestClient:
-    """The agent's REST endpoints. Every call raises `UnreachableError` or `RefusedError`."""
+    """The agent's REST endpoints. Every call raises `UnreachableError`, `RefusedError` or `RedirectError`."""
 
     def __init__(self, http: ControlHttp, clock: Clock) -> None:
         self._http = http
@@ -37,7 +36,7 @@ class RestClient:
                 self._http.session.request(
                     method,
                     url,
-                    data=msgspec.json.encode(body) + b"\n",
+                    data=json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode() + b"\n",
                     headers={"Content-Type": "application/json"},
                     proxy=self._http.proxy(),
                 ) as response,
@@ -46,6 +45,6 @@ class RestClient:
         if response.status != expected:
             raise RefusedError(f"{method} {url}", response.status, f"expected status {expected}")
         try:
-            return msgspec.json.decode(content)
-        except msgspec.DecodeError as error:
+            return json.loads(content)
+        except ValueError as error:
             raise RefusedError(f"{method} {url}", response.status, "the answer is not JSON", str(error)) from error

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from uuid import UUID
 
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from yarl import URL
 
 from agent.api.methods import GET_RESOURCES_MONITORING_CONFIGURATION, UPDATE_STATS
@@ -423,3 +430,30 @@ def test_refusals_read_whatever_json_there_is() -> None:
         (b'{"message": "tea", "validations": [1, {"field": "pot"}]}', "tea"),
     ]:
         assert refusal("GET x", 418, "application/json", body, None).message == message
+
+
+async def test_a_certificate_that_nobody_vouches_for(dial: Dial, tmp_path: Path) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(self_signed(tmp_path / "server.pem"))
+    server = TestServer(web.Application(), host="127.0.0.1", scheme="https")
+    await server.start_server(ssl=context)
+    try:
+        with pytest.raises(UnreachableError, match=r"CERTIFICATE_VERIFY_FAILED.*; SSL_CERT_FILE names the authorities"):
+            await dial(server.make_url("/")).connect()
+    finally:
+        await server.close()
+
+
+def self_signed(path: Path) -> Path:
+    """A file with a key and a certificate for it."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.now(UTC)
+    builder = x509.CertificateBuilder(name, name, key.public_key(), 1, now - timedelta(1), now + timedelta(1))
+    certificate = builder.sign(key, hashes.SHA256())
+    pem = serialization.Encoding.PEM
+    path.write_bytes(
+        key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+        + certificate.public_bytes(pem)
+    )
+    return path
