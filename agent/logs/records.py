@@ -115,10 +115,29 @@ def unpack(data: bytes, offset: int = 0) -> Iterator[tuple[Record, int]]:
     Stops before the first that is cut off, damaged, or waits for one that is.
     """
     waiting: list[tuple[Record, int]] = []
-    while True:
-        start = offset + _FRAME.size
-        if start > len(data):
-            return
+    for record, belongs_to_next, after in _frames(data, offset):
+        waiting.append((record, after))
+        if not belongs_to_next:
+            yield from waiting
+            waiting.clear()
+
+
+def torn(data: bytes, offset: int) -> bool:
+    """Is what stands from `offset` on just what a kill or a power cut leaves in the middle of a write?
+
+    That is nothing, records that wait for one that is missing, and the beginning of one, or zeros.
+    """
+    for _, _, after in _frames(data, offset):
+        offset = after
+    rest = memoryview(data)[offset:]
+    if len(rest) < _FRAME.size or not any(rest):
+        return True
+    length, _ = _FRAME.unpack_from(rest)
+    return _FRAME.size + int(length) > len(rest)
+
+
+def _frames(data: bytes, offset: int) -> Iterator[tuple[Record, bool, int]]:
+    while (start := offset + _FRAME.size) <= len(data):
         length, checksum = _FRAME.unpack_from(data, offset)
         offset = start + length
         if length < _HEADER.size or offset > len(data) or zlib.crc32(memoryview(data)[start:offset]) != checksum:
@@ -132,11 +151,8 @@ def unpack(data: bytes, offset: int = 0) -> Iterator[tuple[Record, int]]:
                 StreamPosition(where[2], where[3], bool(flags & _STDERR_SKIPPING)),
                 where[4],
             )
-        payload = data[start + _HEADER.size : offset]
-        waiting.append((Record(first, first_byte, lines, text, position, payload), offset))
-        if not flags & _BELONGS_TO_NEXT:
-            yield from waiting
-            waiting.clear()
+        record = Record(first, first_byte, lines, text, position, data[start + _HEADER.size : offset])
+        yield record, bool(flags & _BELONGS_TO_NEXT), offset
 
 
 def cut(lines: list[bytes]) -> Iterator[list[bytes]]:

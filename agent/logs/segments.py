@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
-from agent.logs.records import Record, unpack
+from agent.logs.records import Record, torn, unpack
 
 _MAGIC = b"WALOG\x00\x00\x01"
 _HEADER = struct.Struct("<8s16s")
@@ -138,8 +138,8 @@ class FileSegment:
             records.append(record)
             segment.size = offset
             segment.end = max(segment.end, record.end)
-        rest = memoryview(data)[segment.size :]
-        return segment, records, "" if _torn(rest) else f"{len(rest)} bytes at its end are not records"
+        problem = "" if torn(data, segment.size) else f"{len(data) - segment.size} bytes at its end are not records"
+        return segment, records, problem
 
     @property
     def durable(self) -> bool:
@@ -181,14 +181,6 @@ class FileSegment:
     def remove(self) -> None:
         self.seal()
         self.path.unlink(missing_ok=True)
-
-
-def _torn(rest: memoryview) -> bool:
-    """Is this what a kill or a power cut in the middle of a write leaves: one incomplete record, or zeros?"""
-    if len(rest) < 8 or not any(rest):
-        return True
-    length = int.from_bytes(rest[:4], "little")
-    return 8 + length >= len(rest)
 
 
 def _read(path: Path, offset: int) -> bytes:

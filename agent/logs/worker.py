@@ -76,7 +76,11 @@ class Worker:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[None] = loop.create_future()
         self._last = last
-        self._stopped = lambda: deliver(loop, _settle, future, None, None)
+
+        def stopped() -> None:
+            deliver(loop, _settle, future, None, None)
+
+        self._stopped = stopped
         self.post(self._stop)
         self._stopping = True
         return future

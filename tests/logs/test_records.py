@@ -19,6 +19,7 @@ from agent.logs.records import (
     encode_lines,
     encode_request,
     pack,
+    torn,
     unpack,
 )
 
@@ -75,6 +76,10 @@ def test_records_that_belong_together_count_together() -> None:
     one, two, three = (Record(n, 0, 1, 5, None, b"12345") for n in (1, 2, 3))
     data = pack(one) + pack(two, belongs_to_next=True)
     assert [record for record, _ in unpack(data)] == [one]
+    for end in range(len(pack(three))):
+        assert torn(data + pack(three)[:end], len(pack(one)))
+    assert torn(data + bytes(100), len(pack(one)))
+    assert not torn(data + pack(three)[:8] + bytes(200), len(pack(one)))
     assert [record for record, _ in unpack(data + pack(three))] == [one, two, three]
 
 
