@@ -23,7 +23,7 @@ from agent.protocol.drpc import (
 )
 from agent.protocol.yamux import Role
 from agent.rpc.connection import MuxConnection, MuxStream
-from agent.rpc.errors import ConnectionLostError, RpcError, StreamBrokenError, UnsupportedError
+from agent.rpc.errors import CallError, ConnectionLostError, RpcError, StreamBrokenError, UnsupportedError
 from agent.rpc.transport import NORMAL, Transport
 
 Request = TypeVar("Request", bound=Message)
@@ -41,6 +41,8 @@ class Duplex:
         self._call = call
         self._inbox: deque[bytes] = deque()
         self._over = False
+        self._failure: CallError | None = None
+        """How the server ended the call; told after the messages that came before."""
 
     async def send(self, data: bytes) -> None:
         """Send one message, waiting for the peer's window. Raises `StreamBrokenError`, `ConnectionLostError`.
@@ -59,6 +61,8 @@ class Duplex:
     async def receive(self) -> bytes | None:
         """The next message, or None at the end. Raises `RpcError`, `StreamBrokenError`, `ConnectionLostError`."""
         while not self._inbox:
+            if self._failure is not None:
+                raise self._failure
             if self._over:
                 return None
             data = await self._stream.read()
@@ -73,7 +77,9 @@ class Duplex:
                     case MessageReceived(message):
                         self._inbox.append(message)
                     case CallFailed(code, text):
-                        raise _remote_error(code, text)
+                        self._failure = _remote_error(code, text)
+                    case CallEnded(cancelled=True):
+                        self._failure = StreamBrokenError("the server cancelled the call")
                     case SendingEnded() | CallEnded():
                         self._over = True
         return self._inbox.popleft()

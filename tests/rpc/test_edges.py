@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.protocol.drpc import Kind, encode_error, encode_packet
-from agent.protocol.yamux import WINDOW, Role
+from agent.protocol.yamux import WINDOW, ProtocolViolationError, Role
 from agent.rpc import (
     ConnectionLostError,
     Handler,
@@ -137,6 +137,24 @@ async def test_40_large_calls_at_once(clock: ManualClock) -> None:
         assert all(len(answer) == 1_000_000 for answer in answers)
 
 
+@pytest.mark.spec("agent-api", 20)
+async def test_a_client_that_exceeds_its_window_is_told_and_closed(clock: ManualClock) -> None:
+    left, right = memory_pair()
+    handler = Waiting()
+    server = RpcServer(right, {"/wait": Streaming(handler)}, clock)
+    serving = asyncio.create_task(server.serve())
+    await left.send([bytes.fromhex("000100010000000100000000")])
+    taken = request("/wait", bytes(300_000))  # all that the server takes for a handler that takes nothing
+    for part in (taken[:150_000], taken[150_000:], bytes(WINDOW), b"x"):
+        assert not serving.done()
+        await left.send([bytes.fromhex("0000000000000001") + len(part).to_bytes(4, "big") + part])
+        await settle()
+    assert isinstance(await serving, ProtocolViolationError)
+    assert right.sent.endswith(bytes.fromhex("000300000000000000000001"))
+    assert right.closed_with is not None
+    assert handler.cancelled == 1
+
+
 # ---- giving up
 
 
@@ -223,6 +241,32 @@ async def test_a_server_that_breaks_a_rule_fails_one_call(clock: ManualClock) ->
     with pytest.raises(StreamBrokenError, match="unknown packet kind 40"):
         await call
     assert not client._connection.closed
+    await client.aclose()
+
+
+@pytest.mark.parametrize(
+    ("ending", "error"),
+    [
+        (encode_packet(Kind.ERROR, 1, 3, encode_error(7, "half way")), RpcError),
+        (encode_packet(Kind.CANCEL, 1, 3), StreamBrokenError),
+    ],
+)
+async def test_messages_that_came_before_a_failure_are_read_before_it(
+    clock: ManualClock, ending: bytes, error: type[Exception]
+) -> None:
+    left, right = memory_pair()
+    client = RpcClient(left, clock)
+    await client.start()
+    async with await client.duplex("/x") as call:
+        packets = encode_packet(Kind.MESSAGE, 1, 1, b"a") + encode_packet(Kind.MESSAGE, 1, 2, b"b") + ending
+        frame = bytes.fromhex("0000000000000001") + len(packets).to_bytes(4, "big") + packets
+        await right.send([bytes.fromhex("000100020000000100000000"), frame])
+        assert [await call.receive(), await call.receive()] == [b"a", b"b"]
+        for _ in range(2):
+            with pytest.raises(error):
+                await call.receive()
+        with pytest.raises(StreamBrokenError, match="over"):
+            await call.send(b"x")
     await client.aclose()
 
 
