@@ -30,10 +30,11 @@ from agent.server.api.external_auth import ExternalAuth
 from agent.server.api.users import Users
 from agent.server.auth import Authenticator, Passwords
 from agent.server.config import ServerConfig
-from agent.server.events import Events, PostgresRelay, agent_topic
+from agent.server.events import Events, PostgresRelay, agent_topic, metadata_topic
 from agent.server.housekeeping import Housekeeping
 from agent.server.http import Front
 from agent.server.longlived import LongLived
+from agent.server.metadata_writer import MetadataWriter
 from agent.server.monitor import ConnectionMonitor
 from agent.server.openapi import OpenApi
 from agent.server.page import Page
@@ -71,13 +72,14 @@ async def open_server(config: ServerConfig, clock: Clock, access_url: str) -> As
     presence = PresenceStore(database, lambda: clock.wall() // 1000, lambda agent: events.publish(agent_topic(agent)))
     monitor = ConnectionMonitor(presence, clock, config.ping_period)
     housekeeping = Housekeeping(database, events, clock, stop_limit=config.stop_limit, retention=config.retention)
-    jobs = {"connection monitor": monitor.run, "housekeeping": housekeeping.run}
+    metadata = MetadataWriter(database, clock, lambda agent: events.publish(metadata_topic(agent)))
+    jobs = {"connection monitor": monitor.run, "metadata": metadata.run, "housekeeping": housekeeping.run}
     if database.dialect == "postgresql":
         relay = events.relay = PostgresRelay(events, database.connect_arguments(), clock)
         jobs["relay"] = relay.run
     tasks = [asyncio.create_task(_keep_running(name, job, clock), name=name) for name, job in jobs.items()]
     try:
-        yield await _compose(config, clock, access_url, database, events, monitor)
+        yield await _compose(config, clock, access_url, database, events, monitor, metadata)
     finally:
         for task in tasks:
             task.cancel()
@@ -97,9 +99,15 @@ async def _keep_running(name: str, job: Callable[[], Awaitable[None]], clock: Cl
 
 
 async def _compose(
-    config: ServerConfig, clock: Clock, access_url: str, database: Database, events: Events, monitor: ConnectionMonitor
+    config: ServerConfig,
+    clock: Clock,
+    access_url: str,
+    database: Database,
+    events: Events,
+    monitor: ConnectionMonitor,
+    metadata: MetadataWriter,
 ) -> Server:
-    async with database.transaction() as session:
+    async with database.transaction(exclusive=True) as session:
         deployment_id = await settings.deployment_id(session)
     authenticator = Authenticator(database, clock, config.session_lifetime)
     people = Users(
@@ -114,7 +122,7 @@ async def _compose(
         version=VERSION, access_url=access_url, api_version=config.api_version, deployment_id=deployment_id
     )
     service = Settings(log_limit=config.agent_log_limit, report_interval=config.stats_interval)
-    around = AgentSurroundings(database, events, clock, service, access_url)
+    around = AgentSurroundings(database, events, clock, service, metadata, access_url)
     long_lived = LongLived()
     parts = (
         build_info,
@@ -130,7 +138,7 @@ async def _compose(
     )
     described = OpenApi([route for part in parts for route in part.routes()], VERSION)
     app = web.Application()
-    front = Front(authenticator, clock, build_version=COMPATIBLE, rate_limit=config.rate_limit)
+    front = Front(authenticator, clock, build_version=COMPATIBLE, access_url=access_url, rate_limit=config.rate_limit)
     front.install(app, described.routes)
     # `me` is no agent's id: what is not served here is not found, whatever `{workspaceagent}` has (agent-api.md §2).
     app.router.add_route("*", "/api/v2/workspaceagents/me/{rest:.*}", _no_such_route)
@@ -153,7 +161,7 @@ async def _no_such_route(_: web.Request) -> web.StreamResponse:
 async def _first_owner(database: Database, clock: Clock) -> UUID:
     """The id of the owner who was there first; made when there is no user at all."""
     now = clock.wall() // 1000
-    async with database.transaction() as session:
+    async with database.transaction(exclusive=True) as session:
         owners = [user for user in await users.all_users(session) if user.role == "owner"]
         if owners:
             return min(owners, key=lambda user: user.created_at).id

@@ -37,13 +37,12 @@ _USER_TOKEN = re.compile(r"([0-9A-Za-z]{10})-([0-9A-Za-z]{22})", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class UserPrincipal:
-    """A user, for one request. `by_cookie`: a browser may have added the token by itself."""
+    """A user, for one request."""
 
     id: UUID
     username: str
     role: str
     key_id: str
-    by_cookie: bool
 
     @property
     def is_owner(self) -> bool:
@@ -63,23 +62,17 @@ class AgentPrincipal:
     owner_username: str
 
 
-class FoundToken(NamedTuple):
-    text: str
-    by_cookie: bool
-
-
-def find_token(request: web.Request) -> FoundToken:
+def find_token(request: web.Request) -> str:
     """The first non-empty value of the places of §1.2: a stale cookie beats a correct header."""
-    if cookie := request.cookies.get(COOKIE, ""):
-        return FoundToken(cookie, True)
     scheme, _, bearer = request.headers.get(hdrs.AUTHORIZATION, "").strip().partition(" ")
     places = (
+        request.cookies.get(COOKIE, ""),
         request.query.get(COOKIE, ""),
         request.headers.get(HEADER, ""),
         bearer.strip() if scheme.lower() == "bearer" else "",
         request.query.get("access_token", "").strip(),
     )
-    return FoundToken(next(filter(None, places), ""), False)
+    return next(filter(None, places), "")
 
 
 class NewKey(NamedTuple):
@@ -118,10 +111,10 @@ class Authenticator:
             case Auth.NONE:
                 return None
             case Auth.AGENT:
-                return await self._agent(find_token(request).text)
+                return await self._agent(find_token(request))
             case Auth.USER | Auth.USER_OR_PROXY:
-                found = find_token(request)
-                user = await self.user(found)
+                token = find_token(request)
+                user = await self.user(token)
                 if user is not None:
                     return user
                 if auth is Auth.USER_OR_PROXY:
@@ -130,13 +123,13 @@ class Authenticator:
                     401,
                     "You are signed out or your session has expired. Please sign in again to continue.",
                     "The session token is invalid or has expired."
-                    if found.text
+                    if token
                     else f'Cookie "{COOKIE}" or query parameter must be provided.',
                 )
 
-    async def user(self, token: FoundToken) -> UserPrincipal | None:
+    async def user(self, token: str) -> UserPrincipal | None:
         """Whose token this is, if it is a valid one."""
-        parts = _USER_TOKEN.fullmatch(token.text)
+        parts = _USER_TOKEN.fullmatch(token)
         if parts is None:
             return None
         now = self._clock.wall() // 1000
@@ -153,7 +146,7 @@ class Authenticator:
             expires = max(key.expires_at, now + self._session_lifetime) if is_session else key.expires_at
             async with self._database.transaction() as session:
                 await users.touch(session, key, now, expires)
-        return UserPrincipal(user.id, user.username, user.role, key.id, token.by_cookie)
+        return UserPrincipal(user.id, user.username, user.role, key.id)
 
     async def _agent(self, token: str) -> AgentPrincipal:
         if not token:

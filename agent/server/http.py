@@ -105,8 +105,11 @@ def no_content() -> web.Response:
 class Front:
     """Puts routes into an aiohttp application, with everything that all of them share."""
 
-    def __init__(self, auth: Authenticator, clock: Clock, *, build_version: str, rate_limit: int) -> None:
+    def __init__(
+        self, auth: Authenticator, clock: Clock, *, build_version: str, access_url: str, rate_limit: int
+    ) -> None:
         self._auth, self._clock = auth, clock
+        self._access_host = urlsplit(access_url).netloc.lower()
         self._build_version, self._rate_limit = build_version, rate_limit
         self._limiter = RateLimiter()
 
@@ -157,7 +160,7 @@ class Front:
         self._limit(request, principal or request.remote, route)
         if route.owner_only and not (isinstance(principal, UserPrincipal) and principal.is_owner):
             raise forbidden()
-        self._check_origin(route, request, principal)
+        self._check_origin(route, request)
         return await route.handler(Call(request, route, self._clock, principal))
 
     def _limit(self, request: web.Request, caller: object, route: Route | None) -> None:
@@ -175,16 +178,14 @@ class Front:
         if not verdict.allowed:
             raise ApiError(429, f"You've been rate limited for sending more than {limit} requests in 1m0s.")
 
-    @staticmethod
-    def _check_origin(route: Route, request: web.Request, principal: object) -> None:
-        """A browser tells where a request comes from. Foreign pages may neither open our WebSockets nor use the cookie
-        to change something; programs send no Origin."""
+    def _check_origin(self, route: Route, request: web.Request) -> None:
+        """A browser tells where a request comes from; programs send no Origin. Foreign pages may neither open our
+        WebSockets nor change anything: not by the cookie, nor, on a server that is still without users, without."""
         origin = request.headers.get(hdrs.ORIGIN)
         if origin is None:
             return
-        by_cookie = isinstance(principal, UserPrincipal) and principal.by_cookie
-        guarded = route.websocket or (by_cookie and request.method not in SAFE_METHODS)
-        if guarded and urlsplit(origin).netloc.lower() != request.host.lower():
+        guarded = route.websocket or request.method not in SAFE_METHODS
+        if guarded and urlsplit(origin).netloc.lower() not in (request.host.lower(), self._access_host):
             raise ApiError(403, "Forbidden.", f'The request origin "{origin}" is not the host "{request.host}".')
 
 

@@ -146,6 +146,13 @@ async def test_builds(server: Deployment) -> None:
     await server.call("PATCH", f"{AGENTS}/dev/builds/99", json={"status": "failed"}, expect=404)
 
 
+async def test_builds_that_begin_together_are_numbered_one_after_another(server: Deployment) -> None:
+    await server.new_agent()
+    made = await asyncio.gather(*(build(server, transition="start") for _ in range(5)))
+    assert sorted(one["build"]["number"] for one in made) == [2, 3, 4, 5, 6]
+    assert len({one["token"] for one in made}) == 5
+
+
 async def wait_for_build(server: Deployment, status: str) -> None:
     async with asyncio.timeout(20):
         while (await server.call("GET", f"{AGENTS}/dev"))["build"]["status"] != status:

@@ -61,7 +61,7 @@ async def test_routes_and_methods_that_are_none(server: Deployment) -> None:
     assert await response.text() == '{"message":"Route not found."}\n'
     response = await get(server, ME, "PATCH")
     assert (response.status, response.headers["Content-Length"]) == (405, "0")
-    assert response.headers["Allow"] == "GET"
+    assert response.headers["Allow"] == "DELETE, GET"
 
 
 async def test_bodies_are_bounded(server: Deployment) -> None:
@@ -169,6 +169,11 @@ async def test_foreign_pages_can_neither_open_sockets_nor_change_anything(server
         async with browser.post(path, headers=foreign) as response:
             assert response.status == 403
         async with browser.post(path, headers=own) as response:
+            assert response.status == 201
+        async with browser.post(f"{server.url}/api/v2/users/first", headers=foreign, data="{}") as response:
+            assert response.status == 403
+        at_access_url = {"Origin": "http://access.example"}
+        async with browser.post(path, headers=at_access_url) as response:
             assert response.status == 201
         async with browser.get(server.url + ME, headers=foreign) as response:
             assert response.status == 200  # the browser does not let the page read it

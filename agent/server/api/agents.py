@@ -157,7 +157,7 @@ class Agents:
         return reply(models.summary(row, latest, self._now()))
 
     async def delete(self, call: Call) -> web.Response:
-        async with self._database.transaction() as session:
+        async with self._database.transaction(exclusive=True) as session:
             row = await _find(session, call)
             await self._delete(session, row)
         self._changed(row)
@@ -181,7 +181,7 @@ class Agents:
         given, odd = await _read(asked.definition.encode()) if asked.definition else (None, [])
         now = self._now()
         answer: models.NewAgentAnswer | models.BuildSummary
-        async with self._database.transaction() as session:
+        async with self._database.transaction(exclusive=True) as session:  # builds are numbered one after another
             row = await _find(session, call)
             match asked.transition:
                 case "start":
@@ -255,8 +255,7 @@ async def _find(session: Session, call: Call) -> AgentRow:
     try:
         agent_id = parse_uuid(text)
     except ValueError:
-        rows = await agents.newest(session, None if call.user.is_owner else call.user.id)
-        named = [row for row in rows if row.workspace.name == text.lower()]
+        named = await agents.newest(session, None if call.user.is_owner else call.user.id, text)
         own = [row for row in named if row.owner.id == call.user.id]
         if len(own or named) > 1:
             owners = ", ".join(row.owner.username for row in named)

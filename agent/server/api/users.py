@@ -278,7 +278,7 @@ class Users:
             if await users.count(session) > 0:
                 raise already
         user = await self._new_user(asked, "owner")
-        async with self._database.transaction() as session:
+        async with self._database.transaction(exclusive=True) as session:
             if await users.count(session) > 0:
                 raise already
             await _add(session, user)

@@ -88,8 +88,9 @@ async def current_among(session: AsyncSession, agent_ids: Collection[UUID]) -> s
     return set((await session.scalars(query)).all())
 
 
-async def newest(session: AsyncSession, owner_id: UUID | None = None) -> Sequence[AgentRow]:
-    """The agents of the last start build of each workspace, by owner and name; of all owners where none is given."""
+async def newest(session: AsyncSession, owner_id: UUID | None = None, name: str | None = None) -> Sequence[AgentRow]:
+    """The agents of the last start build of each workspace, by owner and name: of all owners where none is given, and
+    of workspaces of any name."""
     newer = aliased(Build)
     query = _rows().where(
         ~Workspace.deleted,
@@ -99,6 +100,8 @@ async def newest(session: AsyncSession, owner_id: UUID | None = None) -> Sequenc
     )
     if owner_id is not None:
         query = query.where(Workspace.owner_id == owner_id)
+    if name is not None:
+        query = query.where(Workspace.name == name.lower())
     rows = await session.execute(query.order_by(User.username, Workspace.name))
     return [AgentRow(row[0], row[1], row[2], row[3]) for row in rows]
 

@@ -16,7 +16,7 @@ from agent.server.store import migrations
 
 DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg", "postgres": "postgresql+asyncpg"}
 BUSY_TIMEOUT = 30.0  # seconds that a SQLite writer waits for another one
-MIGRATION_LOCK = 0x776F726B  # any number of our own: replicas that start together migrate one after another
+MIGRATION_LOCK, EXCLUSIVE_LOCK = 0x776F726B, 0x776F726C  # PostgreSQL's advisory locks are numbers; any of our own do
 
 
 class DatabaseError(Exception):
@@ -38,13 +38,16 @@ class Database:
         return self.engine.dialect.name
 
     @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[AsyncSession]:
-        """A session whose work is committed at the end of the body, or rolled back when the body raises.
+    async def transaction(self, *, exclusive: bool = False) -> AsyncIterator[AsyncSession]:
+        """A session whose work is committed at the end of the body, or rolled back when the body raises. Of `exclusive`
+        ones there is one at a time, for what may happen only once in all replicas.
 
         SQLite has one writer at a time. They wait here in the order they came, because its own waiting is polling, and
         they take its lock at once, because a transaction that began by reading may be refused the lock later.
         """
         async with self._one_writer or nullcontext(), self._write() as session, session.begin():
+            if exclusive and self.dialect == "postgresql":
+                await session.execute(select(func.pg_advisory_xact_lock(EXCLUSIVE_LOCK)))
             yield session
 
     @asynccontextmanager
