@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from pathlib import Path
 from uuid import UUID
@@ -12,6 +13,7 @@ from sqlalchemy import update
 from agent.api import methods
 from agent.api.proto import agent_pb2 as pb
 from agent.rpc import RpcError
+from agent.server.metadata_writer import PERIOD
 from agent.server.store import schema
 from tests.rpc.test_replay import TAILNET, Call, recorded
 from tests.server.deployment import Deployment, NewAgent, deployment
@@ -75,6 +77,7 @@ async def test_every_recorded_call_is_answered(database_url: str, tmp_path: Path
         assert shown["started_at"] < shown["ready_at"]
         assert shown["logs_length"] == sum(len(output.encode()) for output, _, _ in sent)
         assert [app["health"] for app in shown["apps"]] == ["unhealthy"]
+        await asyncio.sleep(2 * PERIOD)
         [load] = await server.rows(schema.Metadata)
         last = [call for call in calls if call.path == methods.BATCH_UPDATE_METADATA.path][-1].requests[0]
         assert load.value == pb.BatchUpdateMetadataRequest.FromString(last).metadata[0].result.value.strip()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol, TypeVar
@@ -21,7 +21,7 @@ from agent.clock import Clock
 from agent.protocol.drpc import ErrorCode
 from agent.rpc import Handler, RpcError, Unary
 from agent.server import log_lines, reports
-from agent.server.reports import ReportRefusedError
+from agent.server.reports import MetadataValue, ReportRefusedError
 from agent.server.store import Database, logs
 from agent.server.store.logs import LimitReachedError, SpoolPosition
 from agent.server.store.reports import AgentReports
@@ -46,7 +46,6 @@ class Topic(Enum):
     """What of an agent changed. STATE is everything but lines and metadata."""
 
     LOGS = "logs"
-    METADATA = "metadata"
     STATE = "state"
 
 
@@ -64,6 +63,9 @@ class Surroundings(Protocol):
 
     async def banners(self) -> list[pb.BannerConfig]:
         """What the owner wants to be shown."""
+
+    def store_metadata(self, agent: UUID, values: Sequence[MetadataValue]) -> None:
+        """Write the values soon, and tell who watches."""
 
     def changed(self, agent: UUID, topic: Topic) -> None:
         """Tell who watches. Called after the commit."""
@@ -91,6 +93,7 @@ class AgentService:
         self._version = version
         self._around = around
         self._reports = AgentReports(around.database, agent)
+        self._metadata_keys: frozenset[str] | None = None  # those of the definition, which an agent keeps for life
 
     def handlers(self) -> dict[str, Handler]:
         """By path, for `RpcServer`."""
@@ -188,9 +191,9 @@ class AgentService:
 
     async def _batch_update_metadata(self, request: pb.BatchUpdateMetadataRequest) -> pb.BatchUpdateMetadataResponse:
         values, failure = reports.parse_metadata(request.metadata)
-        if values:
-            await self._reports.metadata(values, self._now())
-            self._around.changed(self._agent, Topic.METADATA)
+        if self._metadata_keys is None:
+            self._metadata_keys = await self._reports.metadata_keys()
+        self._around.store_metadata(self._agent, [value for value in values if value.key in self._metadata_keys])
         if failure:
             raise ReportRefusedError(failure)
         return pb.BatchUpdateMetadataResponse()

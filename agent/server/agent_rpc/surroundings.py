@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from uuid import UUID
 
 from agent.api.proto import agent_pb2 as pb
 from agent.clock import Clock
 from agent.server.agent_rpc.service import Settings, Topic
-from agent.server.events import Events, agent_topic, logs_topic, metadata_topic
+from agent.server.events import Events, agent_topic, logs_topic
 from agent.server.manifest import to_manifest
-from agent.server.reports import ReportRefusedError
+from agent.server.metadata_writer import MetadataWriter
+from agent.server.reports import MetadataValue, ReportRefusedError
 from agent.server.store import Database, agents, banners
 
-_TOPICS = {Topic.LOGS: logs_topic, Topic.METADATA: metadata_topic, Topic.STATE: agent_topic}
+_TOPICS = {Topic.LOGS: logs_topic, Topic.STATE: agent_topic}
 
 
 class AgentSurroundings:
     """Implements `service.Surroundings`; `access_url` is where agents reach the server."""
 
-    def __init__(self, database: Database, events: Events, clock: Clock, settings: Settings, access_url: str) -> None:
+    def __init__(
+        self,
+        database: Database,
+        events: Events,
+        clock: Clock,
+        settings: Settings,
+        metadata: MetadataWriter,
+        access_url: str,
+    ) -> None:
         self.database, self.clock, self.settings = database, clock, settings
-        self._events, self._access_url = events, access_url
+        self._events, self._metadata, self._access_url = events, metadata, access_url
 
     async def manifest(self, agent: UUID) -> pb.Manifest:
         async with self.database.reading() as session:
@@ -41,6 +51,9 @@ class AgentSurroundings:
             pb.BannerConfig(enabled=one.enabled, message=one.message, background_color=one.background_color)
             for one in await banners.read(self.database)
         ]
+
+    def store_metadata(self, agent: UUID, values: Sequence[MetadataValue]) -> None:
+        self._metadata.put(agent, values)
 
     def changed(self, agent: UUID, topic: Topic) -> None:
         self._events.publish(_TOPICS[topic](agent))

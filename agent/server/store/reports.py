@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import bindparam, delete, exists, func, insert, select, update
+from sqlalchemy import delete, exists, func, insert, select, update
 
 from agent.server.reports import (
     ConnectionReport,
     LifecycleReport,
-    MetadataValue,
     StartupReport,
     TimingReport,
 )
@@ -68,19 +67,10 @@ class AgentReports:
             changes |= {"started_at": func.coalesce(Agent.started_at, report.changed_at), "ready_at": report.changed_at}
         await self._update_agent(**changes)
 
-    @completes
-    async def metadata(self, values: Sequence[MetadataValue], now: int) -> None:
-        """Values of keys that the definition does not have change nothing."""
-        if not values:
-            return
-        statement = (
-            update(Metadata.__table__)  # type: ignore[arg-type]
-            .where(Metadata.agent_id == self._agent, Metadata.key == bindparam("of"))
-            .values(value=bindparam("new_value"), error=bindparam("new_error"), collected_at=now)
-        )
-        rows = [{"of": value.key, "new_value": value.value, "new_error": value.error} for value in values]
-        async with self._database.transaction() as session:
-            await (await session.connection()).execute(statement, rows)
+    async def metadata_keys(self) -> frozenset[str]:
+        """The items that the agent's definition has."""
+        async with self._database.reading() as session:
+            return frozenset(await session.scalars(select(Metadata.key).where(Metadata.agent_id == self._agent)))
 
     async def apps(self) -> dict[UUID, AppRow]:
         async with self._database.reading() as session:
