@@ -17,6 +17,9 @@ from agent.logs.spool import Spool
 from agent.logs.worker import Worker
 from agent.logs.writeahead import WriteAhead
 
+_SHARED = 2**63
+"""In place of the size of a log file that somebody else writes to or cuts off: it cannot be told what follows it."""
+
 _LAST_READS = 16
 """Chunks that `finish` still takes out of a pipe whose writers go on: more than a pipe holds."""
 
@@ -35,7 +38,7 @@ class LogFile:
     def cut_back(self, size: int, at_most: int) -> bool:
         """Forget what follows `size` because it will be written again, if that can be: it is `at_most` so long."""
         if self._descriptor is None or not 0 <= self.size - size <= at_most:
-            return False
+            return False  # it is missing, shared, or was written to while the write-ahead files could not be
         os.ftruncate(self._descriptor, size)
         self.size = os.lseek(self._descriptor, size, os.SEEK_SET)
         return True
@@ -53,8 +56,15 @@ class LogFile:
                 self.error = error
                 return error
         else:
-            self.size += len(data)
+            self._check_size(len(data))
         return None
+
+    def _check_size(self, written: int) -> None:
+        self.size += written
+        with contextlib.suppress(OSError):  # no position, as above
+            assert self._descriptor is not None
+            if os.lseek(self._descriptor, 0, os.SEEK_CUR) != self.size:
+                self.size = _SHARED
 
     def close(self) -> None:
         if self._descriptor is not None:

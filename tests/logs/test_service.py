@@ -23,10 +23,12 @@ LIMIT = 10.0
 class _Script:
     """The writing ends of what a script has, and the log file."""
 
-    def __init__(self, service: LogService, log: Path, run_id: UUID | None = None, source: UUID = A) -> None:
+    def __init__(
+        self, service: LogService, log: Path, run_id: UUID | None = None, source: UUID = A, flags: int = 0
+    ) -> None:
         self.log = log
         self.run_id = run_id or uuid4()
-        log_fd = os.open(log, os.O_RDWR | os.O_CREAT, 0o600)
+        log_fd = os.open(log, os.O_RDWR | os.O_CREAT | flags, 0o600)
         (out, self.stdout), (err, self.stderr) = os.pipe(), os.pipe()
         self.readers = out, err
         self.capture: Capture = service.start(self.run_id, source, log_fd, out, err)
@@ -251,6 +253,53 @@ async def test_a_later_process_goes_on_within_a_line_that_is_too_long(tmp_path: 
         await capture.finish()
     assert [line for line in server.lines[A] if not line.startswith("[agent]")] == ["first", "last"]
     assert log.stat().st_size == 6_000_006 + 10 + 6
+
+
+async def test_a_log_file_that_two_scripts_share_is_never_cut(tmp_path: Path) -> None:
+    state, log, server = tmp_path / "state", tmp_path / "log", FakeServer()
+    service = make(state)
+    service.open()
+    runs = [(uuid4(), A), (uuid4(), B)]
+    scripts = [_Script(service, log, run, source, flags=os.O_APPEND) for run, source in runs]
+    kept = [[os.dup(reader) for reader in script.readers] for script in scripts]
+    for turn in range(3):
+        for number, script in enumerate(scripts):
+            await asyncio.to_thread(script.write, b"%d %d\npartial" % (number, turn))
+            size = (turn * 2 + number + 1) * 11
+            while log.stat().st_size < size:
+                await service._worker.call(lambda: None)
+    await _killed(service, scripts[0], lambda: True)
+    async with running(make(state), server) as again:
+        captures = [
+            again.start(run, source, os.open(log, os.O_RDWR | os.O_APPEND), *pipes)
+            for (run, source), pipes in zip(runs, kept, strict=True)
+        ]
+        for script in scripts:
+            script.end()
+        for capture in captures:
+            await asyncio.wait_for(capture.wait_eof(), LIMIT)
+            await capture.finish()
+    assert server.lines[A] == ["0 0", "partial0 1", "partial0 2", "partial"]
+    assert server.lines[B] == ["1 0", "partial1 1", "partial1 2", "partial"]
+    assert log.read_bytes().startswith(b"0 0\npartial1 0\npartial0 1\npartial1 1\npartial0 2\npartial1 2\npartial")
+
+
+async def test_what_was_written_is_synced_off_the_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logger, synced = ListLogger(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def fdatasync(descriptor: int) -> None:
+        loop.call_soon_threadsafe(synced.set)
+        raise OSError(errno.EIO, "medium gone")
+
+    monkeypatch.setattr(os, "fdatasync", fdatasync)
+    service = LogService(tmp_path, SystemClock(), logger=logger)
+    service.open()
+    service.note(A, pb.Log.INFO, "one")
+    await asyncio.wait_for(synced.wait(), LIMIT)
+    service.note(A, pb.Log.INFO, "two")
+    await service.aclose()
+    assert len(logger.warnings) == 1
 
 
 async def test_a_run_whose_script_is_gone_is_drained_from_disk(tmp_path: Path) -> None:
