@@ -53,8 +53,12 @@ async def until_length(deployment: Deployment, created: CreatedAgent, size: int,
 
 
 async def until_all(deployment: Deployment, created: CreatedAgent, lines: int) -> list[str]:
+    """What is stored once the last line has arrived."""
     await until_length(deployment, created, sum(map(len, numbered(lines))), 60)
-    return await deployment.logs(created)
+    async with asyncio.timeout(30):
+        while (stored := await deployment.logs(created))[-1] != f"line {lines}":
+            await asyncio.sleep(0.2)
+    return stored
 
 
 async def test_a_killed_server_loses_and_doubles_no_line(deployment: Deployment) -> None:
@@ -108,7 +112,11 @@ async def test_a_full_state_directory_is_one_warning_and_logs_go_on(deployment: 
     # Writing a file beyond its first 64 KiB fails from now on, for root, too.
     resource.prlimit(agent.pid, resource.RLIMIT_FSIZE, (65536, 65536))
     await deployment.wait_for(created, 60, lifecycle_state={"ready"})
-    assert await until_all(deployment, created, 20_000) == numbered(20_000)
+    lines = await until_all(deployment, created, 20_000)
+    notes = [line for line in lines if not line.startswith("line ")]
+    assert len(notes) == 1, "the script's log file is full, too"
+    assert "log file" in notes[0]
+    assert [line for line in lines if line not in notes] == numbered(20_000)
     assert agent.printed().count("in memory") == 1
 
 
