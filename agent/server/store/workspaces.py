@@ -16,11 +16,13 @@ from agent.server.store.schema import (
     AgentStats,
     App,
     Build,
+    Connection,
     LogSource,
     Metadata,
     ResourceDatapoint,
     ResourceMonitor,
     Script,
+    ScriptTiming,
     Workspace,
 )
 from agent.server.store.users import TakenError
@@ -191,3 +193,7 @@ async def purge(session: AsyncSession, before: int) -> None:
     await session.execute(delete(Workspace).where(Workspace.deleted, Workspace.updated_at < before))
     await session.execute(delete(AgentStats).where(AgentStats.created_at < before))
     await session.execute(delete(ResourceDatapoint).where(ResourceDatapoint.collected_at < before))
+    await session.execute(delete(Connection).where(Connection.disconnected_at < before))
+    newer = aliased(ScriptTiming)  # the last run of each script stays: it is shown
+    is_old = exists().where(newer.script_id == ScriptTiming.script_id, newer.id > ScriptTiming.id)
+    await session.execute(delete(ScriptTiming).where(ScriptTiming.ended_at < before, is_old))
