@@ -199,9 +199,9 @@ class Run:
         stream.already_logged -= skip
         error = self._log.write(output[skip:] if skip else output)
         if error is not None:
-            self._spool_line(
-                pb.Log.WARN, f"[agent] the log file cannot be written: {error.strerror}; going on without it"
-            )
+            # Without a position: this output is not in the spool yet.
+            text = f"[agent] the log file cannot be written: {error.strerror}; going on without it"
+            self._spool.append(self._source_id, pb.Log.WARN, lines_of(text, MAX_LINE))
 
     def _queue(self, stream: Stream, lines: list[bytes]) -> None:
         too_long = stream.splitter.dropped > 0 and not self._told_too_long
