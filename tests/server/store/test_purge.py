@@ -32,10 +32,8 @@ async def test_old_timings_and_connections(database: Database) -> None:
         )
         await session.flush()
         for ended in (10, 20):
-            timing = ScriptTiming(
-                script_id=script, started_at=1, ended_at=ended, exit_code=0, stage="cron", status="ok"
-            )
-            session.add(ScriptTiming(script_id=script, **timing))
+            run = {"started_at": 1, "ended_at": ended, "exit_code": 0, "stage": "cron", "status": "ok"}
+            session.add(ScriptTiming(script_id=script, **run))
             await session.flush()
         for at in (10, None, 100):
             session.add(Connection(agent_id=agent, id=uuid4(), type="ssh", connected_at=1, disconnected_at=at))
