@@ -74,6 +74,13 @@ def run(config: AgentConfig) -> int:
     return 0
 
 
+def _exit_anyway() -> None:
+    """End the process `EXIT_LIMIT` seconds from now if it has not ended: the interpreter waits for its threads."""
+    timer = threading.Timer(EXIT_LIMIT, os._exit, (0,))
+    timer.daemon = True
+    timer.start()
+
+
 def _cannot_start(error: Exception) -> int:
     sys.stderr.write(f"error: {error}\n")
     return 1
@@ -105,9 +112,6 @@ async def _run(config: AgentConfig, output: LogOutput) -> None:
         await _live(config, plane, executable, clock)
     finally:
         await http.aclose()
-        exit_anyway = threading.Timer(EXIT_LIMIT, os._exit, (0,))
-        exit_anyway.daemon = True
-        exit_anyway.start()
 
 
 async def _live(config: AgentConfig, plane: ControlPlane, executable: str, clock: Clock) -> None:
@@ -200,6 +204,7 @@ async def _live(config: AgentConfig, plane: ControlPlane, executable: str, clock
             await stopping.wait()
             notifier.stopping()
             await shut_down(stages, skip, clock)
+            _exit_anyway()
         finally:
             connecting.cancel()
             await asyncio.wait({connecting})

@@ -361,10 +361,16 @@ def replay(data: bytes) -> tuple[JournalState, int]:
 
 
 def machine_start(proc: Path = Path("/proc")) -> str:
-    """Names the start of this machine or container: the boot id and when PID 1 started, in ticks since boot."""
+    """Names the start of this machine or container: the boot id and when PID 1 started, in ticks since boot.
+
+    Where other users' processes are hidden (`hidepid`), the PID namespace stands for PID 1.
+    """
     boot = (proc / "sys/kernel/random/boot_id").read_text().strip()
-    # The command name, field 2, may contain blanks and parentheses; the start time is field 22.
-    started = (proc / "1/stat").read_text().rpartition(")")[2].split()[19]
+    try:
+        # The command name, field 2, may contain blanks and parentheses; the start time is field 22.
+        started = (proc / "1/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        started = f"ns{(proc / 'self/ns/pid').stat().st_ino}"
     return f"{boot}/{started}"
 
 

@@ -91,12 +91,7 @@ class Retry:
         if lasted >= STEADY:
             self._away.reset()
             self._refused.reset()
-        if trouble.away:
-            self._refused.reset()
-            wait = self._away.next()
-        else:
-            self._away.reset()
-            wait = self._refused.next()
+        wait = (self._away if trouble.away else self._refused).next()
         # On top, so that many agents which were told the same time do not come all at once.
         return min(trouble.retry_after, MAX_RETRY_AFTER) + wait
 

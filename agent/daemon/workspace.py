@@ -215,32 +215,36 @@ class Workspace(Generic[L]):
                 return
             await asyncio.to_thread(self._context.update, manifest, secrets, directory)
             await asyncio.to_thread(write_secret_files, secrets, self._home)
-            first, former = self._manifest is None, self._manifest
-            self._manifest = manifest
-            if first:
-                await self._begin(manifest)
+            former, self._manifest = self._manifest, manifest
+            if self._scripts is None:  # also when an earlier try to begin failed half way (quirk Q6)
+                self._scripts = await self._begin(manifest)
             elif former is not None and former.agent_id != manifest.agent_id:
                 await self._become(manifest.agent_id)
             assert self._logs is not None
             values = [secret.value.decode("utf-8", "surrogateescape") for secret in secrets]
             self._logs.redact([*values, *self._secret_values(await asyncio.to_thread(self._context.environment))])
 
-    async def _begin(self, manifest: Manifest) -> None:
+    async def _begin(self, manifest: Manifest) -> Scripts:
         path = await self._open_state(manifest.agent_id)
-        if path is not None and await self._journal.open(path / "journal", await asyncio.to_thread(machine_start)):
+        if path is not None and await self._resume(path / "journal"):
             state = self._lifecycle.state.name.lower()
             get_logger("agent.workspace").info("going on where the former process was", state=state)
-        self._logs = self._make_logs(path)
-        self._logs.open()
-        self._opened.set()
+        if self._logs is None:
+            self._logs = self._make_logs(path)
+            self._logs.open()
+            self._opened.set()
         if self._lifecycle.state < State.STARTING:
             self._lifecycle.enter(State.STARTING)
         # A kill from here on must find on disk that the life began.
         await self._journal.flush()
-        self._scripts = self._make_scripts(manifest, path, self._logs)
-        self._tasks.append(asyncio.create_task(self._start(self._scripts), name="start phase"))
+        scripts = self._make_scripts(manifest, path, self._logs)
+        self._tasks.append(asyncio.create_task(self._start(scripts), name="start phase"))
         if path is not None:
             self._tasks.append(asyncio.create_task(self._remove_old(manifest.agent_id), name="old state directories"))
+        return scripts
+
+    async def _resume(self, path: Path) -> bool:
+        return await self._journal.open(path, await asyncio.to_thread(machine_start))
 
     async def _become(self, agent_id: UUID) -> None:
         """The same machine was given another agent (quirk Q7). Logs and runs stay where they are."""
@@ -252,6 +256,9 @@ class Workspace(Generic[L]):
         await self._journal.flush()
 
     async def _open_state(self, agent_id: UUID) -> Path | None:
+        for directory in self._directories:
+            if directory.path.name == str(agent_id):
+                return directory.path
         try:
             directory = await asyncio.to_thread(open_state_directory, self._state_root, agent_id)
         except StateDirectoryError as error:
@@ -264,8 +271,12 @@ class Workspace(Generic[L]):
         return directory.path
 
     async def _remove_old(self, keep: UUID) -> None:
-        for path in await asyncio.to_thread(remove_old, self._state_root, keep):
-            get_logger("agent.workspace").info("removed the state of an agent of long ago", path=str(path))
+        log = get_logger("agent.workspace")
+        try:
+            for path in await asyncio.to_thread(remove_old, self._state_root, keep):
+                log.info("removed the state of an agent of long ago", path=str(path))
+        except OSError as error:
+            log.warning("the state of former agents cannot be tidied", path=str(self._state_root), error=error)
 
     # ---- the start phase
 

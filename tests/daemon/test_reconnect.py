@@ -125,13 +125,10 @@ def test_retry_after_is_obeyed_up_to_a_minute_and_spread() -> None:
     assert Retry(longest).after(Trouble("refused 503", "", True, retry_after=3600), 0) == pytest.approx(60.1)
 
 
-def test_a_server_that_comes_back_from_away_is_not_punished_for_earlier_refusals() -> None:
+def test_alternating_troubles_do_not_start_over_with_each_other() -> None:
     retry = Retry(longest)
-    for _ in range(20):
-        retry.after(REFUSED, 0)
-    assert retry.after(REFUSED, 0) == REFUSED_CAP
-    retry.after(AWAY, 0)
-    assert retry.after(REFUSED, 0) == pytest.approx(0.1)
+    waits = [retry.after(trouble, 0) for _ in range(12) for trouble in (AWAY, REFUSED)]
+    assert waits[-2:] == [AWAY_CAP, REFUSED_CAP]
 
 
 def test_a_chronicle_tells_the_first_and_then_once_a_minute() -> None:

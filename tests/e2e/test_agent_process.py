@@ -307,7 +307,8 @@ async def test_killed_during_the_start_script_and_started_again(world: World) ->
     await world.agent.start()
     await world.until(lambda: len(world.plane.received("UpdateStartup")) == 3)
     await world.stopped()
-    assert world.plane.states == ["starting", "ready", "shutting_down", "off"]
+    # A state may be told twice when the kill came between the server's taking it and the agent's noting that.
+    assert list(dict.fromkeys(world.plane.states)) == ["starting", "ready", "shutting_down", "off"]
     assert (world.home / "runs").read_text() == "run\n"
 
 
