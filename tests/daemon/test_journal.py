@@ -166,6 +166,14 @@ def test_machine_start_reads_past_odd_names(tmp_path: Path) -> None:
     assert machine_start() == machine_start()
 
 
+def test_machine_start_where_other_processes_are_hidden(tmp_path: Path) -> None:
+    (tmp_path / "sys/kernel/random").mkdir(parents=True)
+    (tmp_path / "sys/kernel/random/boot_id").write_text("abc\n")
+    (tmp_path / "self/ns").mkdir(parents=True)
+    (tmp_path / "self/ns/pid").write_text("")
+    assert machine_start(tmp_path) == f"abc/ns{(tmp_path / 'self/ns/pid').stat().st_ino}"
+
+
 # ---- properties
 
 OPERATIONS: list[Callable[[Journal, int], object]] = [

@@ -428,6 +428,30 @@ async def test_a_start_that_fails_altogether_is_a_start_error(start: Start) -> N
     await eventually(lambda: "cron" in agent.scripts.events)
 
 
+async def test_a_beginning_that_fails_half_way_is_made_again(
+    start: Start, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with capture_logs() as logs:
+        agent = start()
+        failures = [RuntimeError("out of something")]
+
+        def fails_once(manifest: Manifest, path: Path | None, made: FakeLogs) -> FakeScripts:
+            if failures:
+                raise failures.pop()
+            return agent._make_scripts(manifest, path, made)
+
+        monkeypatch.setattr(agent.workspace, "_make_scripts", fails_once)
+        await eventually(lambda: not failures)
+        await eventually(lambda: agent.server.connected == 0)
+        await clock.advance(5)
+        agent.scripts.start_result.set_result(PhaseResult.OK)
+        await agent.until_states("starting", "ready")
+    assert agent.made_with[0][1] is not None, "the state directory is still the same one"
+    assert [entry["event"] for entry in logs if entry["log_level"] == "warning"] == [
+        "disconnected: manifest: out of something"
+    ]
+
+
 async def test_a_second_agent_of_the_same_id_works_from_memory(start: Start) -> None:
     first = start()
     await first.until_states("starting")
