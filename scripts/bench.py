@@ -110,7 +110,7 @@ async def plain_memory() -> str:
     assert process.stdout is not None
     await process.stdout.readline()
     text = memory(process.pid)
-    await process.communicate()
+    await process.communicate(b"")  # closes its standard input, for which it waits
     return f"python {text}"
 
 
