@@ -31,6 +31,7 @@ async def test_me_has_the_shape_that_clients_know(server: Deployment) -> None:
         "email",
         "created_at",
         "updated_at",
+        "last_seen_at",
         "status",
         "login_type",
         "organization_ids",

@@ -8,7 +8,6 @@ from uuid import UUID, uuid4
 
 import msgspec
 from aiohttp import web
-from msgspec import UNSET, UnsetType
 
 from agent.clock import Clock
 from agent.server.auth import COOKIE, Passwords, UserPrincipal, hash_secret, new_key
@@ -18,7 +17,7 @@ from agent.server.routes import EMPTY, Auth, Route
 from agent.server.store import Database, Session, users
 from agent.server.store.schema import ApiKey, OneTimeLogin, User
 from agent.server.store.users import TakenError
-from agent.server.wire import Body, Time, parse_uuid, rfc3339
+from agent.server.wire import ZERO_TIME, Body, Time, parse_uuid, rfc3339
 
 ORGANIZATION = UUID("6b6f7765-0000-4000-8000-000000000001")
 """There is one organization; clients want to see its id."""
@@ -45,7 +44,7 @@ class UserAnswer(msgspec.Struct, kw_only=True):
     email: str
     created_at: Time
     updated_at: Time
-    last_seen_at: Time | UnsetType
+    last_seen_at: Time
     status: str = "active"
     login_type: str
     organization_ids: list[UUID]
@@ -530,7 +529,7 @@ def _answer(user: User) -> UserAnswer:
         email=user.email,
         created_at=rfc3339(user.created_at),
         updated_at=rfc3339(user.updated_at),
-        last_seen_at=UNSET if user.last_seen_at is None else rfc3339(user.last_seen_at),
+        last_seen_at=ZERO_TIME if user.last_seen_at is None else rfc3339(user.last_seen_at),
         login_type="none" if user.password_hash is None else "password",
         organization_ids=[ORGANIZATION],
         roles=[Role("owner", "Owner")] if user.role == "owner" else [],

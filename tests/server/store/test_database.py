@@ -15,6 +15,7 @@ from sqlalchemy.exc import IntegrityError
 from agent.server.store import Database, DatabaseError, open_database
 from agent.server.store.database import parse_url
 from agent.server.store.schema import Base, Log, Setting, User
+from tests.server.postgres import Postgres
 
 
 async def test_models_and_migrations_agree(database: Database) -> None:
@@ -125,3 +126,8 @@ async def test_an_address_that_does_not_work(url: str, message: str) -> None:
 def test_schemes_without_a_driver_get_ours(tmp_path: Path) -> None:
     assert parse_url("postgres://u@h/n").drivername == "postgresql+asyncpg"
     assert parse_url(f"sqlite:///{tmp_path}/x").drivername == "sqlite+aiosqlite"
+
+
+async def test_a_postgresql_database_that_is_not_there(postgres: Postgres) -> None:
+    with pytest.raises(DatabaseError, match=r"cannot open the database .*: .*does not exist"):
+        await open_database(postgres.new_database() + "x")
