@@ -36,7 +36,7 @@ from agent.daemon.manifest import ManifestRoutine
 from agent.daemon.reconnect import Connector
 from agent.daemon.reports import Banners, LifecycleReporter, TimingReporter
 from agent.daemon.sdnotify import Notifier
-from agent.daemon.shutdown import Stage, all_of, shut_down
+from agent.daemon.shutdown import Stage, StopRequest, all_of, shut_down
 from agent.daemon.signals import handle_signals
 from agent.daemon.workspace import Workspace
 from agent.identity import CredentialSource, IdentityError, token_source
@@ -170,15 +170,7 @@ async def _live(config: AgentConfig, plane: ControlPlane, executable: str, clock
         Routine("stats", StatsReporter(clock, NoTraffic()).run, after="manifest"),
         Routine("banners", Banners(clock).run),
     ]
-    stopping, skip = asyncio.Event(), asyncio.Event()
-
-    def stop(signal: str) -> None:
-        if stopping.is_set():
-            get_logger("agent").warning("stopping at once", signal=signal)
-            skip.set()
-        else:
-            get_logger("agent").info("shutting down", signal=signal)
-            stopping.set()
+    request = StopRequest(clock)
 
     async def announce() -> None:
         lifecycle.enter(State.SHUTTING_DOWN)
@@ -195,15 +187,15 @@ async def _live(config: AgentConfig, plane: ControlPlane, executable: str, clock
         Stage("other scripts", workspace.close_scripts, 60.0),
         Stage("delivery", deliver, DELIVERY_LIMIT),
     ]
-    with handle_signals(stop, environment):
+    with handle_signals(request.receive, environment):
         connecting = asyncio.create_task(
-            Connector(plane, routines, stopping, clock, notifier.status).run(), name="connector"
+            Connector(plane, routines, request.stopping, clock, notifier.status).run(), name="connector"
         )
         try:
             notifier.ready()
-            await stopping.wait()
+            await request.stopping.wait()
             notifier.stopping()
-            await shut_down(stages, skip, clock)
+            await shut_down(stages, request.skip, clock)
             _exit_anyway()
         finally:
             connecting.cancel()

@@ -13,6 +13,32 @@ CANCEL_LIMIT = 2.0
 """Seconds that a stage gets to react to its cancellation."""
 
 
+ECHO = 1.0
+"""Seconds after the first stop signal within which another one is the same wish: wrappers pass on what the process
+group got as well, and a dying parent of several threads sends its signal once for each."""
+
+
+class StopRequest:
+    """What stop signals have asked for: `stopping` after the first, `skip` after one that insists."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._first = 0.0
+        self.stopping = asyncio.Event()
+        self.skip = asyncio.Event()
+
+    def receive(self, signal: str) -> None:
+        """A stop signal came; `signal` is its name."""
+        log = get_logger("agent")
+        if not self.stopping.is_set():
+            log.info("shutting down", signal=signal)
+            self._first = self._clock.now()
+            self.stopping.set()
+        elif self._clock.now() - self._first >= ECHO:
+            log.warning("stopping at once", signal=signal)
+            self.skip.set()
+
+
 @dataclass(frozen=True, slots=True)
 class Stage:
     """One step. `limit` is in seconds; None leaves the step as long as it takes (stop scripts have their own limits,

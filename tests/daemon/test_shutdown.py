@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from agent.daemon.shutdown import Stage, shut_down
+from agent.daemon.shutdown import Stage, StopRequest, shut_down
 from agent.testing import ManualClock, settle
 
 
@@ -97,3 +97,16 @@ def test_whatever_happens_every_stage_is_accounted_for(kinds: list[str], skip_af
         assert sorted(unfinished + finished) == sorted(stage.name for stage in stages)
 
     asyncio.run(scenario())
+
+
+async def test_an_echo_of_the_first_stop_signal_is_not_a_second_wish(clock: ManualClock) -> None:
+    request = StopRequest(clock)
+    request.receive("SIGTERM")
+    request.receive("SIGTERM")
+    await clock.advance(0.9)
+    request.receive("SIGINT")
+    assert request.stopping.is_set()
+    assert not request.skip.is_set()
+    await clock.advance(0.1)
+    request.receive("SIGINT")
+    assert request.skip.is_set()

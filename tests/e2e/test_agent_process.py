@@ -18,6 +18,7 @@ from agent.api.proto import agent_pb2 as pb
 from agent.api.versions import ApiVersion
 from agent.clock import SystemClock
 from agent.control import RefusedError
+from agent.daemon.shutdown import ECHO
 from agent.testing.control_plane import FakeControlPlane, simple_manifest
 from agent.testing.processes import Component
 
@@ -279,6 +280,7 @@ async def test_a_second_signal_ends_a_stop_script_that_never_would(world: World)
     await world.start(script(2, "echo $$; trap '' HUP; sleep 1000", run_on_stop=True))
     world.agent.send_signal(signal.SIGTERM)
     await world.until(lambda: bool(world.plane.lines))
+    await asyncio.sleep(ECHO)
     world.agent.send_signal(signal.SIGTERM)
     began = time.monotonic()
     assert await asyncio.wait_for(world.agent.wait(), 10) == 0
