@@ -67,13 +67,13 @@ class PacketReader:
         """The id of the packet being put together, or of the last complete one."""
         self._complete = True
         self._kind = 0
-        self._parts: list[bytes] = []
-        self._size = 0
+        self._data = bytearray()
+        """Not a list of parts: there may be very many of them, of few bytes or none."""
 
     @property
     def buffered(self) -> int:
         """Bytes kept of a packet that is not complete."""
-        return self._size + len(self._buffer)
+        return len(self._data) + len(self._buffer)
 
     def feed(self, data: bytes | memoryview) -> list[Packet]:
         """Take bytes cut anywhere. Raises `DrpcError`; the reader must not be used after that."""
@@ -101,7 +101,7 @@ class PacketReader:
         ident = (stream_id, message_id)
         if ident < self._last or (ident == self._last and self._complete):
             raise DrpcError(f"id <{stream_id},{message_id}> after <{self._last[0]},{self._last[1]}>")
-        begun = self._size if ident == self._last else 0
+        begun = len(self._data) if ident == self._last else 0
         if begun + length > MAX_PACKET:
             raise DrpcError(f"data overflow: a packet of more than {MAX_PACKET} bytes")
         kind = control >> 1 & 0x3F
@@ -114,17 +114,14 @@ class PacketReader:
         if (stream_id, message_id) != self._last:
             # A new id discards what there is of an unfinished packet.
             self._last = (stream_id, message_id)
-            self._parts.clear()
-            self._size = 0
+            self._data.clear()
             self._kind = control >> 1 & 0x3F
         self._complete = bool(control & 1)
-        self._parts.append(data)
-        self._size += len(data)
         if not self._complete:
+            self._data += data
             return None
-        whole = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
-        self._parts.clear()
-        self._size = 0
+        whole = b"".join((self._data, data)) if self._data else data
+        self._data.clear()
         kind = _KINDS.get(self._kind)
         return None if kind is None else Packet(kind, stream_id, message_id, whole)
 

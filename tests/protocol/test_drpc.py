@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import tracemalloc
 from collections.abc import Sequence
 
 import pytest
@@ -138,6 +139,21 @@ def test_the_largest_packet_and_one_byte_more() -> None:
     assert reader.buffered == MAX_PACKET
     with pytest.raises(DrpcError, match="overflow"):
         reader.feed(frame(4, 1, 1, b"x"))
+
+
+@pytest.mark.parametrize("data", [b"", b"ab"])
+def test_many_small_frames_of_one_packet_take_no_more_memory_than_their_data(data: bytes) -> None:
+    reader = PacketReader()
+    wire, times = frame(4, 1, 1, data) * 5_000, 20
+    tracemalloc.start()
+    try:
+        for _ in range(times):
+            reader.feed(wire)
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 2 * len(data) * 5_000 * times + 20_000
+    assert kinds(reader.feed(frame(5, 1, 1))) == [(Kind.MESSAGE, 1, 1, data * 5_000 * times)]
 
 
 def test_varints() -> None:
