@@ -61,6 +61,7 @@ async def until_all(deployment: Deployment, created: CreatedAgent, lines: int) -
     return stored
 
 
+@pytest.mark.spec("agent-api", 32)
 async def test_a_killed_server_loses_and_doubles_no_line(deployment: Deployment) -> None:
     created = await deployment.create_agent(printing(LINES))
     await deployment.agent(created).start()
