@@ -105,6 +105,8 @@ def _read_regular_file(path: str, limit: int) -> bytes | None:
 
 def _checked(text: str, name: str) -> str:
     token = text.strip()
+    if not token:
+        raise IdentityError(f"{name}: it is empty")
     if not token.isascii() or not token.isprintable() or " " in token:
         raise IdentityError(f"{name}: it is no token: it must be one word of plain characters")
     return token

@@ -152,6 +152,12 @@ async def test_a_token_fits_a_header_or_is_refused(text: str) -> None:
     assert all(" " < character < "\x7f" for character in token)
 
 
+@pytest.mark.parametrize("text", ["", "  ", "\n"])
+def test_a_token_of_blanks_is_none(text: str) -> None:
+    with pytest.raises(IdentityError, match="CODER_AGENT_TOKEN: it is empty"):
+        FixedToken(text)
+
+
 def test_a_refused_token_is_not_shown() -> None:
     with pytest.raises(IdentityError) as caught:
         FixedToken("hunter2 hunter2")
