@@ -26,7 +26,7 @@ def proxy_for(url: URL, environment: Mapping[str, str]) -> URL | None:
         return None
     try:
         proxy = URL(text if "://" in text else f"http://{text}")
-        usable = bool(proxy.host)
+        usable = is_host(proxy.host)
     except ValueError:
         usable = False
     if not usable:
@@ -40,6 +40,13 @@ def is_loopback(host: str) -> bool:
     """Whether the name or address means this machine."""
     address = _address(host)
     return host == "localhost" or (address is not None and address.is_loopback)
+
+
+def is_host(host: str | None) -> bool:
+    """Whether a name or address can be looked up. Raises `ValueError` for some that cannot."""
+    if not host or any(character.isspace() for character in host):
+        return False
+    return bool(host.encode("idna"))  # as the resolver will do it: "a..b" cannot be
 
 
 def _variable(name: str, environment: Mapping[str, str]) -> tuple[str, str]:

@@ -76,6 +76,9 @@ def test_an_unusable_proxy_is_named_without_its_password() -> None:
     with pytest.raises(ProxyError, match="HTTPS_PROXY names a socks5 proxy") as caught:
         through("https://coder.example.com", HTTPS_PROXY="socks5://user:hunter2@proxy:1080")
     assert "hunter2" not in str(caught.value)
+    for host in ("a..b", "xn--a", f"{'a' * 64}.com"):
+        with pytest.raises(ProxyError, match="HTTPS_PROXY is not the URL of a proxy"):
+            through("https://coder.example.com", HTTPS_PROXY=f"http://{host}:3128")
 
 
 @given(st.text(), st.text())

@@ -36,14 +36,18 @@ def _parse(item: str, where: str) -> tuple[str, str]:
     name, equals, value = item.partition("=")
     name = name.strip()
     if not equals:
-        # What has no "=" may be a value that lost its name: show no more than its beginning.
-        raise HeaderError(f'{where} ("{name[:8]}{"…" if len(name) > 8 else ""}") has no "="; write it as key=value')
+        # Nothing of it is shown: what has no "=" may be a value that lost its name.
+        raise HeaderError(f'{where} has no "="; write it as key=value')
     if _NAME.fullmatch(name) is None:
         raise HeaderError(f"{where}: what stands before the first = is no name of a header")
     if name.lower() in _RESERVED or name.lower().startswith("sec-websocket-"):
         raise HeaderError(f"{where}: the header {name} belongs to the connection and cannot be set")
     if _CONTROL.search(value):
         raise HeaderError(f"{where}: the value of the header {name} holds control characters")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise HeaderError(f"{where}: the value of the header {name} is not UTF-8") from None  # its text has the value
     return name, value.strip(" \t")
 
 

@@ -120,7 +120,7 @@ def refusal(request: str, status: int, content_type: str, body: bytes, retry_aft
         return RefusedError(request, status, message, text, retry_after=retry_after)
     try:
         parsed: Any = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         parsed = None
     fields: dict[str, Any] = parsed if isinstance(parsed, dict) else {}
     message = str(fields.get("message") or f"unexpected status code {status}, response has no message")

@@ -46,5 +46,5 @@ class RestClient:
             raise RefusedError(f"{method} {url}", response.status, f"expected status {expected}")
         try:
             return json.loads(content)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RefusedError(f"{method} {url}", response.status, "the answer is not JSON", str(error)) from error

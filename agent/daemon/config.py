@@ -10,6 +10,7 @@ from typing import Any
 
 from agent.control.headers import parse_headers
 from agent.daemon.options import OPTIONS, Option, parse_record
+from agent.process import home_directory
 
 SUBSYSTEMS = ("envbox", "envbuilder", "exectrace")
 
@@ -114,10 +115,9 @@ def _given_by(option: Option, flags: Mapping[str, Sequence[str]]) -> str:
 
 
 def _places(environment: Mapping[str, str]) -> dict[str, str]:
-    home = environment.get("HOME") or os.path.expanduser("~")
     return {
         "tmp": environment.get("TMPDIR") or "/tmp",  # noqa: S108 - the documented default
-        "state": environment.get("XDG_STATE_HOME") or f"{home}/.local/state",
+        "state": environment.get("XDG_STATE_HOME") or os.path.join(home_directory(environment), ".local/state"),
     }
 
 

@@ -13,7 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+
+from yarl import URL
+
+from agent.proxy import is_host
 
 AUTH_TYPES = ("token", "google-instance-identity", "aws-instance-identity", "azure-instance-identity")
 
@@ -69,14 +72,14 @@ def parse_record(text: str) -> list[str]:
 def parse_url(text: str) -> str:
     """The base URL of a control plane."""
     try:
-        parts = urlsplit(text)
-        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        url = URL(text)
+        usable = url.scheme in ("http", "https") and is_host(url.host) and url.port != 0
     except ValueError:
         usable = False
     if not usable:
         # The text is not repeated: what is no URL may well be a token in the wrong place.
         raise ValueError("this is not the URL of a control plane; write it like https://coder.example.com")
-    if parts.username or parts.password:
+    if url.user or url.password:
         raise ValueError("a user or password in the URL is not supported; send it with CODER_AGENT_HEADER")
     return text
 

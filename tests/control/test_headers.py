@@ -24,8 +24,8 @@ def test_the_first_equals_sign_divides() -> None:
 @pytest.mark.parametrize(
     ("item", "message"),
     [
-        ("Header", 'item 2 ("Header") has no "="'),
-        ("eyJhbGciOiJIUzI1NiJ9", 'item 2 ("eyJhbGci…") has no "="'),
+        ("Header", 'item 2 has no "="'),
+        ("A=\udcff", "the value of the header A is not UTF-8"),
         ("=1", "no name of a header"),
         ("A B=1", "no name of a header"),
         ("Ä=1", "no name of a header"),
@@ -40,7 +40,7 @@ def test_a_bad_header_is_named(item: str, message: str) -> None:
     assert message in str(caught.value)
 
 
-@given(st.lists(st.text()))
+@given(st.lists(st.text() | st.text(st.characters(exclude_categories=())).map(lambda text: f"A={text}")))
 def test_any_texts_give_sendable_headers_or_the_typed_error(items: list[str]) -> None:
     try:
         headers = parse_headers(items)
@@ -50,9 +50,10 @@ def test_any_texts_give_sendable_headers_or_the_typed_error(items: list[str]) ->
         assert name.isascii()
         assert name.isprintable()
         assert not set(value) & set("\r\n\0")
+        assert value.encode().decode() == value
 
 
-@given(st.from_regex(r"[ -~]{9,40}", fullmatch=True).filter(lambda text: "=" not in text), st.booleans())
+@given(st.from_regex(r"[#$%&*+~0-9]{2,40}", fullmatch=True), st.booleans())
 def test_a_value_is_never_shown(secret: str, with_name: bool) -> None:
     with pytest.raises(HeaderError) as caught:
         parse_headers([f"A b={secret}" if with_name else secret])
@@ -76,7 +77,7 @@ async def test_the_command_sees_the_url_and_may_end_lines_with_crlf() -> None:
 
 @pytest.mark.spec("daemon", 3)
 async def test_a_line_without_equals_sign_fails_the_start() -> None:
-    with pytest.raises(HeaderError, match=r'line 2 of the output of CODER_AGENT_HEADER_COMMAND \("word"\) has no "="'):
+    with pytest.raises(HeaderError, match=r'line 2 of the output of CODER_AGENT_HEADER_COMMAND has no "="'):
         await run_header_command("echo A=1; echo word", URL, os.environ, SystemClock())
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pwd
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import fields
@@ -8,9 +9,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from yarl import URL
 
 from agent.daemon.config import AgentConfig, ConfigError, parse_config
-from agent.daemon.options import OPTIONS, parse_duration, parse_record
+from agent.daemon.options import OPTIONS, parse_duration, parse_record, parse_url
 
 REQUIRED = {"CODER_AGENT_URL": "https://coder.example.com", "CODER_AGENT_TOKEN": "t0k3n", "HOME": "/home/coder"}
 
@@ -53,6 +55,16 @@ def test_directories_follow_the_environment() -> None:
     assert given.state_dir == Path("/state/workspace-agent")
     assert given.log_dir == Path("/var/tmp")
     assert config({"CODER_AGENT_STATE_DIR": "/x"}).state_dir == Path("/x")
+
+
+def test_without_a_known_home_the_state_directory_is_no_tilde_below_the_working_directory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def unknown(_: int) -> object:
+        raise KeyError("no such user")
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    assert config({"HOME": ""}).state_dir == Path("/.local/state/workspace-agent")
 
 
 def test_a_flag_wins_over_its_variable() -> None:
@@ -124,7 +136,7 @@ def test_a_file_or_a_credential_is_as_good_as_a_token() -> None:
         ({"CODER_AGENT_URL": "ftp://coder.example.com"}, "CODER_AGENT_URL: this is not the URL of a control plane"),
         ({"CODER_AGENT_URL": "https://"}, "CODER_AGENT_URL: this is not the URL of a control plane"),
         ({"CODER_AGENT_URL": "https://h:99999"}, "CODER_AGENT_URL: this is not the URL of a control plane"),
-        ({"CODER_AGENT_HEADER": "A=1,B"}, 'CODER_AGENT_HEADER: item 2 ("B") has no "="'),
+        ({"CODER_AGENT_HEADER": "A=1,B"}, 'CODER_AGENT_HEADER: item 2 has no "="'),
         ({"CODER_AGENT_HEADER": 'A=1,"B'}, "CODER_AGENT_HEADER: no list of comma-separated values"),
         ({"CODER_AGENT_BLOCK_FILE_TRANSFER": "yes"}, 'FILE_TRANSFER: "yes" is neither true nor false'),
         ({"CODER_AGENT_SSH_MAX_TIMEOUT": "3 days"}, 'CODER_AGENT_SSH_MAX_TIMEOUT: "3 days" is no duration'),
@@ -174,6 +186,24 @@ def test_a_port_is_cut_to_16_bits() -> None:
 @given(st.lists(st.text(st.characters(exclude_characters="\r\n\0")).filter(bool), min_size=1))
 def test_quoted_records_are_read_back(items: list[str]) -> None:
     assert parse_record(",".join('"' + item.replace('"', '""') + '"' for item in items)) == items
+
+
+@pytest.mark.parametrize(
+    "host", ["a..b", "x\\y", "[::1]]", "xn--a", "a b", "a ", "\udcff", "\u200d", f"{'a' * 64}.com", "ü" * 64]
+)
+def test_a_host_that_cannot_be_one_is_refused(host: str) -> None:
+    assert "CODER_AGENT_URL: this is not the URL of a control plane" in problem({"CODER_AGENT_URL": f"http://{host}"})
+
+
+@given(st.text("htps:/.@[]%a1é\udcff ?#-_*\\~x0").map(lambda text: f"http://{text}"))
+def test_any_url_that_is_taken_is_usable(text: str) -> None:
+    try:
+        parse_url(text)
+    except ValueError:
+        return
+    host = URL(text).origin().host
+    assert host
+    assert host.encode("idna")
 
 
 @given(st.dictionaries(st.sampled_from([option.variable for option in OPTIONS if option.variable]), st.text()))

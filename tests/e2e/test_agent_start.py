@@ -46,7 +46,7 @@ async def test_nothing_given(tmp_path: Path) -> None:
         ({"CODER_AGENT_TOKEN": "two words"}, "CODER_AGENT_TOKEN: it is no token"),
         ({"CODER_AGENT_AUTH": "magic"}, "CODER_AGENT_AUTH: unknown agent auth type: magic"),
         ({"CODER_AGENT_SUBSYSTEM": "magic"}, 'CODER_AGENT_SUBSYSTEM: invalid subsystem "magic"'),
-        ({"CODER_AGENT_HEADER": "magic"}, 'CODER_AGENT_HEADER: item 1 ("magic") has no "="'),
+        ({"CODER_AGENT_HEADER": "magic"}, 'CODER_AGENT_HEADER: item 1 has no "="'),
     ],
 )
 async def test_a_mistake(tmp_path: Path, environment: dict[str, str], message: str) -> None:

@@ -412,6 +412,7 @@ async def test_a_log_source_is_registered(serve: Serve, rest: Callable[..., Rest
     [
         (answer(200, "{}"), "200 expected status 201"),
         (answer(201, "<html>"), "201 the answer is not JSON"),
+        (answer(201, "[" * 65_536), "201 the answer is not JSON"),
         (answer(500, ""), "500 unexpected non-JSON response"),
     ],
 )
@@ -426,6 +427,7 @@ def test_refusals_read_whatever_json_there_is() -> None:
     for body, message in [
         (b"", "unexpected status code 418, response has no message"),
         (b"[1]", "unexpected status code 418, response has no message"),
+        (b"[" * 65_536, "unexpected status code 418, response has no message"),
         (b'{"message": ""}', "unexpected status code 418, response has no message"),
         (b'{"message": "tea", "validations": [1, {"field": "pot"}]}', "tea"),
     ]:
