@@ -93,6 +93,7 @@ class Surroundings:
     log_dir: Path
     store: RunStore | None
     life: str
+    written: Callable[[], Awaitable[None]] | None = None
     launcher: Launcher = field(default_factory=KeeperLauncher)
 
 
@@ -159,9 +160,20 @@ class Run:
         return await self._guarded(body)
 
     async def _guarded(self, body: Callable[[], Awaitable[PhaseResult]]) -> PhaseResult:
-        result = PhaseResult.ERROR
         try:
-            result = await body()
+            result = await self._attempt(body)
+            if self._around.on_result is not None:
+                self._around.on_result(self.key, self.stage, result)
+            if self._around.written is not None:
+                # A successor that found neither the result nor the record would run the script again.
+                await self._around.written()
+        finally:
+            await complete(asyncio.to_thread(self._forget))
+        return result
+
+    async def _attempt(self, body: Callable[[], Awaitable[PhaseResult]]) -> PhaseResult:
+        try:
+            return await body()
         except (ScriptFileError, CommandError) as error:
             self._tell(str(error))
         except Exception as error:
@@ -170,9 +182,11 @@ class Run:
             self._around.captures.note(self.source_id, pb.Log.ERROR, f"the script could not be run: {error}")
         finally:
             await complete(self._clean_up())
-        if self._around.on_result is not None:
-            self._around.on_result(self.key, self.stage, result)
-        return result
+        return PhaseResult.ERROR
+
+    def _forget(self) -> None:
+        if self._around.store is not None:
+            self._around.store.remove(self.run_id)
 
     async def _clean_up(self) -> None:
         """Undo everything, last first; what one step cannot undo does not keep the others from it."""
@@ -233,7 +247,6 @@ class Run:
             except OSError as error:
                 store.complain(error)
             else:
-                self._undo.push_async_callback(asyncio.to_thread, store.remove, self.run_id)
                 return status_fd, True
         return os.memfd_create("script-status"), False
 
@@ -248,7 +261,7 @@ class Run:
             stage=self.stage,
             started=self.started,
             timeout=self.timeout,
-            log_path=path,
+            log_path=os.fsencode(path),
             keeper=keeper,
             stdout_fd=fds.stdout,
             stderr_fd=fds.stderr,
@@ -262,10 +275,9 @@ class Run:
     async def _take_over(self, record: RunRecord) -> LaunchedScript:
         around = self._around
         assert around.store is not None
-        self._undo.push_async_callback(asyncio.to_thread, around.store.remove, self.run_id)
         self._undo.push_async_callback(asyncio.to_thread, self._close_log)
         try:
-            self._log_fd = await asyncio.to_thread(open_log, record.log_path, truncate=False)
+            self._log_fd = await asyncio.to_thread(open_log, os.fsdecode(record.log_path), truncate=False)
         except ScriptFileError as error:
             self._tell(str(error))
         process = await asyncio.to_thread(around.launcher.take_over, record, around.store)

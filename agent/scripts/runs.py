@@ -10,6 +10,7 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import msgspec
@@ -33,7 +34,7 @@ class RunRecord(msgspec.Struct, frozen=True):
     stage: int
     started: int
     timeout: float
-    log_path: str
+    log_path: bytes  # it need not be UTF-8
     keeper: ProcessId
     stdout_fd: int
     stderr_fd: int
@@ -114,16 +115,17 @@ class RunStore:
         """Say, once, that runs cannot be written down; scripts run all the same."""
         if not self._complained:
             self._complained = True
-            import structlog  # slow to import; in the daemon it is there already
-
-            structlog.get_logger("agent.scripts").warning(
+            _logger().warning(
                 "runs cannot be written down: an agent that is started after this one was killed will not know them",
                 directory=str(self._directory),
                 reason=error.strerror,
             )
 
     def load(self) -> list[RunRecord]:
-        """The runs of a former process. One whose script was never started is removed. Raises `OSError`."""
+        """The runs of a former process. One whose script was never started is removed. Raises `OSError`.
+
+        One that cannot be read is told and left out.
+        """
         records = []
         try:
             entries = sorted(os.listdir(self._directory))
@@ -135,15 +137,28 @@ class RunStore:
             except ValueError:
                 continue  # not ours
             try:
-                record = msgspec.json.decode((self.path(run_id) / "run.json").read_bytes(), type=RunRecord)
-            except (FileNotFoundError, msgspec.DecodeError):
-                self.remove(run_id)
+                record = self._load(run_id)
+            except OSError as error:
+                _logger().warning(
+                    "a run of a former process cannot be read, and its script is not known any more",
+                    directory=str(self.path(run_id)),
+                    reason=error.strerror,
+                )
                 continue
-            if record.run_id == run_id and (record.keeper.alive() or self._was_started(run_id)):
+            if record is not None:
                 records.append(record)
             else:
                 self.remove(run_id)
         return records
+
+    def _load(self, run_id: UUID) -> RunRecord | None:
+        """None for a run that never began. Raises `OSError`."""
+        try:
+            record = msgspec.json.decode((self.path(run_id) / "run.json").read_bytes(), type=RunRecord)
+        except (FileNotFoundError, msgspec.DecodeError):
+            return None
+        began = record.run_id == run_id and (record.keeper.alive() or self._was_started(run_id))
+        return record if began else None
 
     def _was_started(self, run_id: UUID) -> bool:
         try:
@@ -158,3 +173,9 @@ class RunStore:
     def remove(self, run_id: UUID) -> None:
         """Forget a run; one that cannot be removed is found, and finished, by the next process."""
         shutil.rmtree(self.path(run_id), ignore_errors=True)
+
+
+def _logger() -> Any:
+    import structlog  # slow to import; in the daemon it is there already
+
+    return structlog.get_logger("agent.scripts")

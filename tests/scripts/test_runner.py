@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import msgspec
 import pytest
 import structlog
 
@@ -184,6 +186,48 @@ async def test_already_done_scripts_are_not_run_again(stage: Stage) -> None:
     assert set(stage.launcher.started) == {"new"}
 
 
+async def test_a_run_that_is_done_but_was_left_behind_is_waited_for(stage: Stage) -> None:
+    """The former agent was killed between writing down the result and forgetting the run."""
+    it = script("it", run_on_start=True)
+    former = stage.runner(it)
+    running = asyncio.create_task(former.run_start())
+    await stage.started("it")
+    kept = stage.root / "kept"
+    shutil.copytree(stage.root / "runs", kept)
+    running.cancel()
+    await asyncio.wait({running})
+    (run,) = kept.iterdir()
+    record = msgspec.json.decode((run / "run.json").read_bytes(), type=RunRecord)
+    (run / "run.json").write_bytes(
+        msgspec.json.encode(msgspec.structs.replace(record, keeper=ProcessId.of(os.getpid())))
+    )
+    runner = stage.runner(it, runs_dir=kept)
+    (adopted,) = await runner.adopt()
+    phase = asyncio.create_task(runner.run_start({it.id: PhaseResult.TIMEOUT}))
+    (left,) = await stage.started("taken over")
+    assert not phase.done()
+    left.exit(0)
+    assert await phase is PhaseResult.TIMEOUT
+    assert adopted.task.done()
+    assert set(stage.launcher.started) == {"it", "taken over"}
+
+
+async def test_the_record_of_a_run_goes_after_its_result_is_written(stage: Stage) -> None:
+    it = script("it", run_on_start=True)
+    written = asyncio.Event()
+    runner = stage.runner(it, written=written.wait)
+    phase = asyncio.create_task(runner.run_start())
+    (process,) = await stage.started("it")
+    process.exit(0)
+    await eventually(lambda: stage.results == [(it.id, pb.Timing.START, PhaseResult.OK)])
+    await settle()
+    assert not phase.done()
+    assert len(list((stage.root / "runs").iterdir())) == 1
+    written.set()
+    assert await phase is PhaseResult.OK
+    assert list((stage.root / "runs").iterdir()) == []
+
+
 async def test_script_without_an_id_goes_by_its_log_source(stage: Stage) -> None:
     it = Script(id=UUID(int=0), log_source_id=UUID(int=7), text="old server", run_on_start=True)
     assert await stage.runner(it).run_start({UUID(int=7): PhaseResult.OK}) is PhaseResult.OK
@@ -216,7 +260,7 @@ async def test_time_left_of_an_adopted_run(stage: Stage, wall_change: float, spe
     me = ProcessId.of(os.getpid())
     assert me is not None
     record = RunRecord(
-        UUID(int=1), "life", it.id, it.log_source_id, pb.Timing.START, stage.clock.wall(), 10, "/dev/null", me, 3, 4, 5
+        UUID(int=1), "life", it.id, it.log_source_id, pb.Timing.START, stage.clock.wall(), 10, b"/dev/null", me, 3, 4, 5
     )
     os.close(await asyncio.to_thread(store.create, record.run_id))
     await asyncio.to_thread(store.write, record)

@@ -24,7 +24,7 @@ def record(keeper: ProcessId) -> RunRecord:
         stage=0,
         started=1,
         timeout=2.5,
-        log_path="/x",
+        log_path=b"/x/\xff",
         keeper=keeper,
         stdout_fd=3,
         stderr_fd=4,
@@ -90,6 +90,18 @@ def test_what_never_started_is_removed(tmp_path: Path) -> None:
     (tmp_path / "not a run").mkdir()
     assert store.load() == [started]
     assert sorted(os.listdir(tmp_path)) == sorted([str(started.run_id), "not a run"])
+
+
+def test_an_entry_that_cannot_be_read_costs_itself_alone(tmp_path: Path) -> None:
+    store = RunStore(tmp_path)
+    stray, odd = uuid4(), record(me())
+    (tmp_path / str(stray)).write_text("a file")
+    os.close(store.create(odd.run_id))
+    (store.path(odd.run_id) / "run.json").mkdir()
+    it = record(me())
+    os.close(store.create(it.run_id))
+    store.write(it)
+    assert store.load() == [it]
 
 
 def test_no_directory(tmp_path: Path) -> None:
