@@ -19,7 +19,10 @@ def find_holders(pipes: Collection[int], *, most: int = 5) -> list[str]:
     wanted = {f"pipe:[{inode}]" for inode in pipes}
     until = time.monotonic() + _MAX_SECONDS
     found: list[str] = []
-    pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+    try:
+        pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+    except OSError:  # no descriptor is free
+        return []
     for pid in sorted(pids, reverse=True)[:_MAX_PROCESSES]:  # the newest numbers first
         if len(found) >= most or time.monotonic() > until:
             break

@@ -63,10 +63,18 @@ class KeptScript:
 
     def signal_group(self, number: int) -> bool:
         """Signal the script and what it started in its process group; False when nobody is left."""
+        if self.script is None:
+            return False
         try:
-            return self.script is not None and self.script.signal_group(number)
+            if self._child is None or self._child.poll() is not None:
+                return self.script.signal_group(number)
+            # While its keeper is there the number means this script: no need to look, for which a descriptor may lack.
+            os.killpg(self.script.pid, number)
+        except ProcessLookupError:
+            return False
         except PermissionError:
-            return True  # all of it runs as another user (sudo): it is there, and out of reach
+            pass  # all of it runs as another user (sudo): it is there, and out of reach
+        return True
 
     async def release(self) -> None:
         """End the keeper, which closes its side of the pipes, and close everything. Does not end the script."""
@@ -81,10 +89,11 @@ class KeptScript:
         self._wake = self._status = None
         keeper, self.keeper = self.keeper, None
         child, self._child = self._child, None
-        if keeper is not None:
-            keeper.signal(signal.SIGUSR1)
         if child is not None:
+            child.send_signal(signal.SIGUSR1)
             _reap(child)
+        elif keeper is not None:
+            keeper.signal(signal.SIGUSR1)
 
 
 def launch(
@@ -120,12 +129,13 @@ def launch(
                 f"the process that keeps the script (pid {child.pid}) did not start it"
                 + (f" and ended with status {child.poll()}" if child.poll() is not None else "")
             )
+        undo.callback(_kill_group, status.pid)
+        script = ProcessId.of(status.pid)
+        for fd in (fds.stdout, fds.stderr, fds.wake):
+            os.set_blocking(fd, False)
+        pipes = frozenset(os.fstat(fd).st_ino for fd in (fds.stdout, fds.stderr))
         undo.pop_all()
-    for fd in (fds.stdout, fds.stderr, fds.wake):
-        os.set_blocking(fd, False)
-    pipes = frozenset(os.fstat(fd).st_ino for fd in (fds.stdout, fds.stderr))
-    output = (fds.stdout, fds.stderr)
-    return KeptScript(keeper, ProcessId.of(status.pid), output, pipes, fds.wake, status_fd, child)
+    return KeptScript(keeper, script, (fds.stdout, fds.stderr), pipes, fds.wake, status_fd, child)
 
 
 def take_over(record: RunRecord, store: RunStore) -> KeptScript:
@@ -231,6 +241,12 @@ def _explain(step: str, number: int, argv: Sequence[str], directory: str) -> str
             return f'cannot run "{argv[0]}": {reason}'
         case _:
             return f"cannot start a process for the script: {reason}"
+
+
+def _kill_group(pid: int) -> None:
+    """End a script whose keeper is there."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
 
 
 def _discard(child: subprocess.Popen[bytes]) -> None:

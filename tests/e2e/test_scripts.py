@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
+import resource
 import signal
 import stat
 import time
@@ -14,10 +16,12 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+import structlog
 
 from agent.api.manifest import Script
 from agent.api.proto import agent_pb2 as pb
 from agent.clock import SystemClock
+from agent.process import ProcessId
 from agent.scripts import Limits, PhaseResult, ScriptRunner
 from tests.scripts.support import Context, PipeCaptures, eventually, script
 
@@ -428,3 +432,36 @@ def running(mark: str) -> bool:
         except OSError:
             continue
     return False
+
+
+async def test_no_descriptor_is_needed_to_end_a_script(shop: Workshop) -> None:
+    it = script("trap '' HUP; echo begun; while :; do sleep 0.05; done", run_on_start=True, timeout=0.5)
+    phase = asyncio.create_task(shop.runner(it).run_start())
+    await eventually(lambda: bool(shop.captures.by_source) and b"\n" in shop.captures.of(it).stdout)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest_free = os.dup(0)
+    os.close(lowest_free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))
+    try:
+        await eventually(lambda: bool(shop.timings))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert await phase is PhaseResult.TIMEOUT
+
+
+async def test_script_that_started_and_cannot_be_kept_is_killed(
+    shop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mark = f"{time.time_ns()}"
+    known = ProcessId.of
+
+    def of(pid: int) -> ProcessId | None:
+        if b"keeper.py" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            return known(pid)
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(ProcessId, "of", of)
+    it = script(f"sleep 1000 {mark} >/dev/null 2>&1; sleep 1000", run_on_start=True)
+    with structlog.testing.capture_logs():
+        assert await shop.runner(it).run_start() is PhaseResult.ERROR
+    await eventually(lambda: not running(mark))
