@@ -141,7 +141,7 @@ def _spawn(job: Job) -> subprocess.Popen[bytes]:
 def _kill_group(process: subprocess.Popen[bytes]) -> None:
     """SIGKILL to the whole group, unless its leader was reaped: the number could be another's by now."""
     if process.returncode is None:
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # all of it runs as another user (`exec sudo …`)
             os.killpg(process.pid, signal.SIGKILL)
 
 

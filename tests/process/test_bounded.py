@@ -178,6 +178,27 @@ async def test_a_start_abandoned_before_the_process_exists_kills_it(clock: Manua
     await reaped()
 
 
+async def test_a_group_out_of_reach_is_left_at_the_limit(clock: ManualClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    pids: list[int] = []
+
+    def killpg(pid: int, number: int) -> None:  # what `exec sudo …` makes of it
+        pids.append(pid)
+        raise PermissionError
+
+    monkeypatch.setattr(os, "killpg", killpg)
+    task = asyncio.create_task(run("exec sleep 1000", clock))
+    await waiting(clock)
+    await clock.advance(LIMIT)
+    await clock.advance(2 * GRACE)
+    try:
+        outcome = await task
+        assert (outcome.status, outcome.timed_out) == (None, True)
+    finally:
+        os.kill(pids[0], 9)
+    assert await asyncio.to_thread(has_ended, pids[0])
+    await asyncio.sleep(0.01)  # it is reaped
+
+
 async def test_it_works_without_pidfds(clock: ManualClock, monkeypatch: pytest.MonkeyPatch) -> None:
     def denied(_: int) -> int:
         raise PermissionError
