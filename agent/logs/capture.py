@@ -39,8 +39,11 @@ class LogFile:
         """Forget what follows `size` because it will be written again, if that can be: it is `at_most` so long."""
         if self._descriptor is None or not 0 <= self.size - size <= at_most:
             return False  # it is missing, shared, or was written to while the write-ahead files could not be
-        os.ftruncate(self._descriptor, size)
-        self.size = os.lseek(self._descriptor, size, os.SEEK_SET)
+        try:
+            os.ftruncate(self._descriptor, size)
+            self.size = os.lseek(self._descriptor, size, os.SEEK_SET)
+        except OSError:  # a device
+            return False
         return True
 
     def write(self, data: bytes) -> OSError | None:
@@ -252,6 +255,7 @@ class Run:
         self._stdout.files.remove()
         self._stderr.files.remove()
         self._checkpoints.forget(self._run_id)
+        self._spool.tidy(self._source_id)
 
     def leave(self) -> None:
         """Close everything and leave the rest to a later process."""

@@ -151,8 +151,8 @@ class Chain:
             part.segment.text -= part.text
         return True
 
-    def remove_acknowledged(self, before: Callable[[UUID], None], *, everything: bool = False) -> None:
-        """Remove sealed segments that the server has; `before` is told first. `OSError`."""
+    def remove_acknowledged(self, before: Callable[[UUID], None], *, everything: bool) -> None:
+        """Remove segments that the server has, sealed ones or all; `before` is told first. `OSError`."""
         while self.segments and self.segments[0].end <= self.acked and (everything or self.segments[0].sealed):
             before(self.source_id)
             self.segments[0].remove()

@@ -35,18 +35,24 @@ class Checkpoints:
         return self._positions.get(run_id)
 
     def load(self, wall_seconds: float) -> None:
-        """Read what former processes left, and remove what is too old. `OSError`."""
+        """Read what former processes left, and remove what is too old. What cannot be read is said. `OSError`."""
         for run_id, directory in self._runs():
-            newest = max(file.stat().st_mtime for file in (directory, *directory.iterdir()))
-            if wall_seconds - newest > _KEEP:
-                shutil.rmtree(directory)
-                continue
             try:
-                data = (directory / "position").read_bytes()
-            except FileNotFoundError:
-                data = b""
-            position = next((record.position for record, _ in unpack(data)), None)
-            self._positions[run_id] = position or RunPosition(run_id)
+                self._load(run_id, directory, wall_seconds)
+            except OSError as error:
+                self._disk.damaged(directory, error.strerror or str(error))
+
+    def _load(self, run_id: UUID, directory: Path, wall_seconds: float) -> None:
+        newest = max(file.stat().st_mtime for file in (directory, *directory.iterdir()))
+        if wall_seconds - newest > _KEEP:
+            shutil.rmtree(directory)
+            return
+        try:
+            data = (directory / "position").read_bytes()
+        except FileNotFoundError:
+            data = b""
+        position = next((record.position for record, _ in unpack(data)), None)
+        self._positions[run_id] = position or RunPosition(run_id)
 
     def recover(self, position: RunPosition, source_id: UUID) -> None:
         """A position out of the spool of a former process; it counts when the run is known and it is newer."""
@@ -58,6 +64,10 @@ class Checkpoints:
         """The newest position of a run whose lines go to `source_id`."""
         self._positions[position.run_id] = position
         self._unwritten[position.run_id] = source_id
+
+    def rests_on(self, source_id: UUID) -> bool:
+        """Is there a run whose newest position stands in the records of this source alone?"""
+        return source_id in self._unwritten.values()
 
     def save_source(self, source_id: UUID) -> None:
         """Records of this source are about to be removed."""

@@ -89,7 +89,7 @@ class Spool:
         chain.load_acknowledged()
         records: list[list[Record]] = []
         problem = ""
-        for path in sorted(path for path in directory.glob(f"*{SUFFIX}") if path.stem.isdigit()):
+        for path in sorted(path for path in directory.glob(f"*{SUFFIX}") if path.stem.isdecimal()):
             try:
                 segment, found, problem = FileSegment.load(path)
             except (DamagedError, OSError) as error:
@@ -244,9 +244,15 @@ class Spool:
         if not chain.acknowledge(batch):
             return
         self._changed(batch.source_id)
+        self.tidy(batch.source_id)
+
+    def tidy(self, source_id: UUID) -> None:
+        """Remove what the server has. Once a source's runs are over that leaves neither a file nor a descriptor."""
+        chain = self.chain(source_id)
+        everything = not self._checkpoints.rests_on(source_id)
         try:
             chain.save_acknowledged()
-            chain.remove_acknowledged(self._checkpoints.save_source)
+            chain.remove_acknowledged(self._checkpoints.save_source, everything=everything)
         except OSError as error:
             self._disk.failed(error)
 

@@ -149,11 +149,16 @@ class Syncer:
         return self._running is not None and not self._running.done()
 
     def sync(self, files: list[Path]) -> None:
-        """Begin with these. `OSError`: what the round before met."""
+        """Begin with these. `OSError`: what the round before met, or this one."""
         assert not self.busy
         if self._executor is None:
             self._executor = ThreadPoolExecutor(1, thread_name_prefix="logs-sync")
-        before, self._running = self._running, self._executor.submit(_sync, files)
+        before, self._running = self._running, None
+        try:
+            self._running = self._executor.submit(_sync, files)
+        except RuntimeError:  # no thread can be started, so it is waited for after all
+            self._executor = None
+            _sync(files)
         if before is not None:
             before.result()
 

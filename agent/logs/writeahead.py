@@ -42,7 +42,7 @@ class WriteAhead:
             return 0
         try:
             for path in sorted(self._directory.glob(f"{self._name}.*")):
-                if path.suffix[1:].isdigit():
+                if path.suffix[1:].isdecimal():
                     start = int(path.suffix[1:])
                     self._files.append((start, path))
                     self.end = max(self.end, start + path.stat().st_size)

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 from uuid import UUID, uuid4
@@ -282,6 +283,76 @@ async def test_a_log_file_that_two_scripts_share_is_never_cut(tmp_path: Path) ->
     assert server.lines[A] == ["0 0", "partial0 1", "partial0 2", "partial"]
     assert server.lines[B] == ["1 0", "partial1 1", "partial1 2", "partial"]
     assert log.read_bytes().startswith(b"0 0\npartial1 0\npartial0 1\npartial1 1\npartial0 2\npartial1 2\npartial")
+
+
+async def test_a_later_process_goes_on_though_the_log_is_a_device(tmp_path: Path) -> None:
+    state, run, server = tmp_path / "state", uuid4(), FakeServer()
+    service = make(state)
+    service.open()
+    script = _Script(service, Path("/dev/null"), run)
+    kept = [os.dup(reader) for reader in script.readers]
+    await asyncio.to_thread(script.write, b"unfin")
+    await _killed(service, script, lambda: any(file.stat().st_size for file in state.glob("capture/*/stdout.*")))
+    async with running(make(state), server) as again:
+        capture = again.start(run, A, os.open("/dev/null", os.O_WRONLY), *kept)
+        await asyncio.to_thread(script.write, b"ished\n")
+        script.end()
+        await asyncio.wait_for(capture.wait_eof(), LIMIT)
+        await capture.finish()
+    assert server.lines[A] == ["unfinished"]
+
+
+async def test_what_is_not_of_a_run_does_not_keep_one_from_going_on(tmp_path: Path) -> None:
+    state, run, server = tmp_path / "state", uuid4(), FakeServer()
+    service = make(state)
+    service.open()
+    script = _Script(service, tmp_path / "log", run)
+    await asyncio.to_thread(script.write, b"one\nhalf a line")
+    await _killed(service, script, lambda: (tmp_path / "log").stat().st_size == 15)
+    script.end()
+    (state / "capture" / str(UUID(int=0))).write_bytes(b"stray")
+    (state / "capture" / str(run) / "stdout.\u00b2").write_bytes(b"stray")
+    async with running(make(state), server) as again:
+        capture = again.start(run, A, None, None, None)
+        await asyncio.wait_for(capture.wait_eof(), LIMIT)
+        await capture.finish()
+        assert not again.counters.memory_only
+    assert server.lines[A] == ["one", "half a line"]
+
+
+async def test_without_a_thread_for_syncing_the_capture_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def submit(*arguments: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(ThreadPoolExecutor, "submit", submit)
+    server = FakeServer()
+    service = make(tmp_path / "state")
+    async with running(service, server):
+        service.note(A, pb.Log.INFO, "one")
+        await asyncio.wait_for(service.drained(), LIMIT)
+        await asyncio.sleep(0.2)  # the thread has been to its bed
+        service.note(A, pb.Log.INFO, "two")
+        await asyncio.wait_for(service.drained(), LIMIT)
+    assert server.lines[A] == ["one", "two"]
+
+
+async def test_sources_that_are_done_hold_no_descriptor(tmp_path: Path) -> None:
+    server = FakeServer()
+    async with running(make(tmp_path / "state"), server) as service:
+        before = len(os.listdir("/proc/self/fd"))
+        for number in range(1, 11):
+            script = _Script(service, tmp_path / "log", source=UUID(int=number))
+            await asyncio.to_thread(script.write, b"line\n")
+            await script.finish()
+        await asyncio.wait_for(service.drained(), LIMIT)
+        assert len(os.listdir("/proc/self/fd")) == before
+        assert list((tmp_path / "state").glob("spool/*/*.seg")) == []
+        script = _Script(service, tmp_path / "log", source=UUID(int=1))
+        await asyncio.to_thread(script.write, b"again\n")
+        await script.finish()
+    assert server.lines[UUID(int=1)] == ["line", "again"]
 
 
 async def test_what_was_written_is_synced_off_the_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
