@@ -138,6 +138,7 @@ async def _live(config: AgentConfig, plane: ControlPlane, executable: str, clock
             clock=clock,
             life=journal.state.life,
             on_result=remember,
+            written=journal.flush,
         )
 
     def remember(script: UUID, stage: ScriptStage, result: PhaseResult) -> None:

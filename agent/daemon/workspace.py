@@ -168,8 +168,11 @@ class Workspace(Generic[L]):
             await self._scripts.interrupt_start()
 
     def script_ended(self, script: UUID, stage: Stage, result: PhaseResult) -> None:
-        """Remember how a start script ended, so that a later process of this life does not run it again."""
-        if stage == pb.Timing.START and not self._closing:
+        """Remember how a start script ended, so that a later process of this life does not run it again.
+
+        What the run's own process said counts: a successor that only tidies up after it knows less.
+        """
+        if stage == pb.Timing.START and not self._closing and script not in self._journal.state.results:
             self._journal.start_script_ended(script, result)
 
     async def run_stop(self) -> None:

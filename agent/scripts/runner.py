@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -43,7 +43,8 @@ class ScriptRunner:
 
     `runs_dir` is where runs are written down for an agent that comes after a SIGKILL, None for nowhere; `life` names
     the time from machine start to shutdown within which start scripts run once. `completed` takes every timing;
-    `on_result` is told how every run ended, also one that could not begin. Both must not block.
+    `on_result` is told how every run ended, also one that could not begin. Both must not block; `written` waits until
+    what they were told is kept, which is when the run's own record goes.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class ScriptRunner:
         clock: Clock,
         life: str = "",
         on_result: OnResult | None = None,
+        written: Callable[[], Awaitable[None]] | None = None,
         limits: Limits = Limits(),
         launcher: Launcher | None = None,
     ) -> None:
@@ -77,6 +79,7 @@ class ScriptRunner:
             log_dir=log_dir,
             store=RunStore(runs_dir) if runs_dir is not None else None,
             life=life,
+            written=written,
             launcher=launcher or KeeperLauncher(),
         )
         self._runs: dict[asyncio.Task[PhaseResult], Run] = {}
@@ -121,7 +124,7 @@ class ScriptRunner:
         """Run the start scripts, all at once. Cancelling it kills them.
 
         Scripts in `already_done` (what `on_result` was given before, by id) are not run again, nor are those of
-        adopted runs, which are waited for.
+        adopted runs, which are waited for. A run may be both: it had ended, but not all of its output was taken in.
         """
         result = PhaseResult.OK
         tasks: list[asyncio.Task[PhaseResult]] = []
@@ -130,9 +133,9 @@ class ScriptRunner:
                 continue
             if (done := already_done.get(_key(script))) is not None:
                 result = PhaseResult(done) if result is PhaseResult.OK else result
-            elif (adopted := self._joinable.get(_key(script))) is not None:
+            if (adopted := self._joinable.get(_key(script))) is not None:
                 tasks.append(adopted)
-            else:
+            elif done is None:
                 tasks.append(self._execute(script, pb.Timing.START))
         later = await self._all_of(tasks)
         return later if result is PhaseResult.OK else result
