@@ -40,6 +40,13 @@ DEFAULT_PORT = 7080
     help="sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME; a password is better kept in the variable.  "
     "[default: server.db in the data folder]",
 )
+@click.option(
+    "--stun-port",
+    type=click.IntRange(0, 65535),
+    envvar="WORKSPACE_AGENT_STUN_PORT",
+    help="Answer STUN requests on this UDP port, so that agents and clients learn their public addresses; "
+    "0 is any free one.  [default: no STUN]",
+)
 @click.option("--print-login", is_flag=True, help="Print a one-time login link for the owner, who is made if need be.")
 @click.option(
     "--rate-limit",
@@ -67,6 +74,7 @@ def server(
     access_url: str,
     data_dir: Path | None,
     database: str,
+    stun_port: int | None,
     print_login: bool,
     rate_limit: int,
     agent_api_version: str,
@@ -91,6 +99,7 @@ def server(
             port_is_fixed=port is not None,
             access_url=access_url,
             database=database,
+            stun_port=stun_port,
             rate_limit=rate_limit,
             api_version=accept_version(agent_api_version) if agent_api_version else CURRENT,
         )

@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from uuid import UUID, uuid4
 
@@ -26,6 +26,7 @@ from agent.server.api.agent_rpc import AgentRpc
 from agent.server.api.agents import Agents
 from agent.server.api.appearance import Appearance
 from agent.server.api.buildinfo import BuildInfo
+from agent.server.api.derp import Derp
 from agent.server.api.external_auth import ExternalAuth
 from agent.server.api.users import Users
 from agent.server.auth import Authenticator, Passwords
@@ -38,9 +39,11 @@ from agent.server.metadata_writer import MetadataWriter
 from agent.server.monitor import ConnectionMonitor
 from agent.server.openapi import OpenApi
 from agent.server.page import Page
+from agent.server.relay import Relay
 from agent.server.store import Database, open_database, settings, users
 from agent.server.store.presence import PresenceStore
 from agent.server.store.schema import User
+from agent.server.stun import open_stun_responder
 from agent.version import COMPATIBLE, VERSION
 
 SHUTDOWN_TIMEOUT = 5.0
@@ -73,13 +76,19 @@ async def open_server(config: ServerConfig, clock: Clock, access_url: str) -> As
     monitor = ConnectionMonitor(presence, clock, config.ping_period)
     housekeeping = Housekeeping(database, events, clock, stop_limit=config.stop_limit, retention=config.retention)
     metadata = MetadataWriter(database, clock, lambda agent: events.publish(metadata_topic(agent)))
-    jobs = {"connection monitor": monitor.run, "metadata": metadata.run, "housekeeping": housekeeping.run}
+    relay = Relay(clock)
+    jobs = {
+        "relay": relay.run,
+        "connection monitor": monitor.run,
+        "metadata": metadata.run,
+        "housekeeping": housekeeping.run,
+    }
     if database.dialect == "postgresql":
-        relay = events.relay = PostgresRelay(events, database.connect_arguments(), clock)
-        jobs["relay"] = relay.run
+        events.relay = PostgresRelay(events, database.connect_arguments(), clock)
+        jobs["events of other replicas"] = events.relay.run
     tasks = [asyncio.create_task(_keep_running(name, job, clock), name=name) for name, job in jobs.items()]
     try:
-        yield await _compose(config, clock, access_url, database, events, monitor, metadata)
+        yield await _compose(config, clock, access_url, database, events, monitor, metadata, relay)
     finally:
         for task in tasks:
             task.cancel()
@@ -106,6 +115,7 @@ async def _compose(
     events: Events,
     monitor: ConnectionMonitor,
     metadata: MetadataWriter,
+    relay: Relay,
 ) -> Server:
     async with database.transaction(exclusive=True) as session:
         deployment_id = await settings.deployment_id(session)
@@ -134,6 +144,7 @@ async def _compose(
         AgentMetadata(database, events, clock, long_lived),
         ExternalAuth(database, events, clock, long_lived, access_url),
         Appearance(database),
+        Derp(relay, long_lived, clock),
         Page(database, authenticator, people, clock),
     )
     described = OpenApi([route for part in parts for route in part.routes()], VERSION)
@@ -202,6 +213,14 @@ def _bind(address: str, port: int) -> socket.socket:
     return bound
 
 
+async def _open_stun(address: str, port: int, clock: Clock) -> asyncio.DatagramTransport:
+    try:
+        return await open_stun_responder(address, port, clock)
+    except OSError as error:
+        reason = (os.strerror(error.errno) if error.errno else str(error)).lower()
+        raise ListenError(f"cannot answer STUN on {address} UDP port {port}: {reason}") from error
+
+
 def url_of(bound: socket.socket) -> str:
     """How this machine reaches the socket."""
     host, port = bound.getsockname()[:2]
@@ -229,7 +248,8 @@ async def run(config: ServerConfig, clock: Clock, say: Callable[[str], None], *,
 
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, interrupt)
-        async with open_server(config, clock, access_url) as server:
+        async with AsyncExitStack() as stack:
+            server = await stack.enter_async_context(open_server(config, clock, access_url))
             runner = web.AppRunner(
                 server.app,
                 access_log=None,
@@ -241,6 +261,10 @@ async def run(config: ServerConfig, clock: Clock, say: Callable[[str], None], *,
             try:
                 await web.SockSite(runner, bound, backlog=1024).start()
                 say(f"listening on {url_of(bound)}")
+                if config.stun_port is not None:
+                    stun = await _open_stun(config.address, config.stun_port, clock)
+                    stack.callback(stun.close)
+                    say(f"answering STUN on UDP port {stun.get_extra_info('sockname')[1]}")
                 if access_url != url_of(bound):
                     say(f"agents and browsers reach it at {access_url}")
                 if print_login:

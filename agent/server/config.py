@@ -27,6 +27,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """A port that was asked for by name is used or refused; the default one gives way to a free one."""
     access_url: str = ""
     """Where agents and browsers find the server; empty: `http://` and what it listens on."""
+    stun_port: int | None = None
+    """UDP port of the STUN responder, on `address`; None: there is none."""
     database: str = ""
     """Address of the database; empty: `server.db` in `data_dir`."""
     api_version: ApiVersion = CURRENT
@@ -50,6 +52,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise ServerConfigError(f"port {self.port} is no port: it must be from 0 (any free one) to 65535")
+        if self.stun_port is not None and not 0 <= self.stun_port <= 65535:
+            raise ServerConfigError(f"STUN port {self.stun_port} is no port: it must be from 0 (any free one) to 65535")
         if self.access_url:
             parts = urlsplit(self.access_url)
             if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:

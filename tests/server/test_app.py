@@ -14,6 +14,8 @@ import pytest
 
 from agent.api.versions import ApiVersion
 from agent.clock import SystemClock
+from agent.protocol import stun
+from agent.protocol.ip import mapped
 from agent.server.app import ListenError, listen, run, url_of
 from agent.server.config import ServerConfig, ServerConfigError
 
@@ -48,6 +50,7 @@ def test_the_address_that_people_are_told(tmp_path: Path) -> None:
     [
         ({"port": 70000}, "port 70000 is no port"),
         ({"access_url": "example.com"}, "access URL 'example.com' must look like"),
+        ({"stun_port": -1}, "STUN port -1 is no port"),
         ({"api_version": ApiVersion(3, 0)}, "API version 3.0 is not offered"),
         ({"ping_period": 0}, "ping_period must be above 0"),
     ],
@@ -74,6 +77,24 @@ async def test_a_server_from_start_to_stop(tmp_path: Path) -> None:
     before = said[-1]
     await _run_with(config(tmp_path, port=0), said, visit)  # the same owner, another link
     assert said[-1] != before
+
+
+async def test_a_server_that_answers_stun(tmp_path: Path) -> None:
+    said: list[str] = []
+
+    async def ask() -> None:
+        port = int(said[1].removeprefix("answering STUN on UDP port "))
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            client.setblocking(False)
+            client.connect(("127.0.0.1", port))
+            client.send(stun.request(bytes(12)))
+            answer = await asyncio.get_running_loop().sock_recv(client, 100)
+            assert stun.parse_response(answer) == (bytes(12), (mapped(bytes((127, 0, 0, 1))), client.getsockname()[1]))
+        with pytest.raises(ListenError, match=f"cannot answer STUN on 127.0.0.1 UDP port {port}: address already in"):
+            await run(config(tmp_path / "second", port=0, stun_port=port), SystemClock(), said.append)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    await _run_with(config(tmp_path, port=0, stun_port=0), said, ask)
 
 
 async def _run_with(settings: ServerConfig, said: list[str], visit: Callable[[], Awaitable[None]]) -> None:
