@@ -90,11 +90,17 @@ async def test_a_server_that_answers_stun(tmp_path: Path) -> None:
             client.send(stun.request(bytes(12)))
             answer = await asyncio.get_running_loop().sock_recv(client, 100)
             assert stun.parse_response(answer) == (bytes(12), (mapped(bytes((127, 0, 0, 1))), client.getsockname()[1]))
-        with pytest.raises(ListenError, match=f"cannot answer STUN on 127.0.0.1 UDP port {port}: address already in"):
-            await run(config(tmp_path / "second", port=0, stun_port=port), SystemClock(), said.append)
         os.kill(os.getpid(), signal.SIGTERM)
 
     await _run_with(config(tmp_path, port=0, stun_port=0), said, ask)
+
+
+async def test_a_stun_port_that_is_taken(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        other.bind(("127.0.0.1", 0))
+        port = other.getsockname()[1]
+        with pytest.raises(ListenError, match=f"cannot answer STUN on 127.0.0.1 UDP port {port}: address already in"):
+            await run(config(tmp_path, port=0, stun_port=port), SystemClock(), lambda _: None)
 
 
 async def _run_with(settings: ServerConfig, said: list[str], visit: Callable[[], Awaitable[None]]) -> None:
