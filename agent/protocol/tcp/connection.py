@@ -1,0 +1,696 @@
+"""One TCP connection: its state and what the segments mean for it (RFC 9293, with RFC 5961, 7323, 2018)."""
+
+from __future__ import annotations
+
+import ipaddress
+
+from agent.protocol.tcp.limits import (
+    Closed,
+    Connected,
+    ConnectionClosedTcpError,
+    ConnectionRefusedTcpError,
+    ConnectionResetTcpError,
+    ConnectionTimeoutTcpError,
+    Counters,
+    PeerClosed,
+    Readable,
+    State,
+    TcpError,
+    Writable,
+)
+from agent.protocol.tcp.receiver import Receiver
+from agent.protocol.tcp.segment import (
+    ACK,
+    FIN,
+    MASK,
+    RST,
+    SYN,
+    TIMESTAMP_MARK,
+    TIMESTAMPS,
+    ack_options,
+    build,
+    parse_options,
+    syn_options,
+)
+from agent.protocol.tcp.sender import Sender
+from agent.protocol.tcp.shared import Shared, TimeWait
+
+WINDOW_SCALE = 7
+DEFAULT_PEER_MSS = 1220
+MIN_MSS = 48
+_STAMP_BYTES = 12
+_HALF = 0x80000000
+_MAX_FIELD = 65535
+_DUPLICATE_ACKS = 3
+"""Acknowledgements of its own for so many segments ahead of a gap in one batch; selective ones say the rest."""
+
+_PENDING = State.PENDING
+_SYN_SENT = State.SYN_SENT
+_SYN_RECEIVED = State.SYN_RECEIVED
+_ESTABLISHED = State.ESTABLISHED
+_FIN_WAIT_1 = State.FIN_WAIT_1
+_FIN_WAIT_2 = State.FIN_WAIT_2
+_CLOSE_WAIT = State.CLOSE_WAIT
+_CLOSING = State.CLOSING
+_LAST_ACK = State.LAST_ACK
+_CLOSED = State.CLOSED
+
+
+class Connection:
+    """What the owner reads from and writes to. After any call but `read` of nothing, the stack may want to send."""
+
+    __slots__ = (
+        "_ack_due",
+        "_acked_to",
+        "_close_noted",
+        "_duplicate_acks",
+        "_fin_at",
+        "_flow",
+        "_heard",
+        "_irs",
+        "_iss",
+        "_keepalives",
+        "_lingers",
+        "_orphan",
+        "_probe_due",
+        "_readable",
+        "_receive_scale",
+        "_receiver",
+        "_sack",
+        "_send_scale",
+        "_sender",
+        "_shared",
+        "_stamp_offset",
+        "_stamp_recent",
+        "_stamped",
+        "_syn_due",
+        "_syn_sent_at",
+        "_syn_tries",
+        "_until",
+        "counted",
+        "counters",
+        "key",
+        "queued",
+        "state",
+        "timers",
+        "touched",
+    )
+
+    def __init__(self, shared: Shared, key: bytes, flow: bytes, state: State, now: float) -> None:
+        """Made by the stack. `key`: addresses and ports as in an incoming packet, `flow` as in an outgoing one."""
+        self._shared = shared
+        self.key = key
+        self._flow = flow
+        self.state = state
+        self.counters = Counters()
+        self._iss, self._stamp_offset = shared.identify(key, now)
+        self._irs = 0
+        self._receiver = Receiver(shared.limits.receive_buffer)
+        self._sender = Sender(flow, self._iss, shared.mss, shared.limits, self.counters)
+        self._stamped = self._sack = True
+        self._stamp_recent: int | None = None
+        self._receive_scale = self._send_scale = 0
+        self._acked_to = 0
+        self._fin_at: int | None = None
+        self._ack_due = self._probe_due = self._syn_due = False
+        self._duplicate_acks = 0
+        self._readable = self._close_noted = False
+        self._orphan = False
+        self._lingers: int | None = None
+        self._until: float | None = None
+        """When the present state ends by itself: handshake, FIN-WAIT-2, the patience with a closed connection."""
+        self._syn_tries = 0
+        self._syn_sent_at = now
+        self._heard = now
+        self._keepalives = 0
+        self.queued = False
+        """Kept by the stack: whether this is in `Shared.ready`."""
+        self.touched = False
+        """Kept by the stack: whether a segment came in this batch."""
+        self.timers: list[float] = []
+        """Kept by the stack: the timers that run for this, the earliest last."""
+        self.counted = False
+        """Whether this is one of `Shared.pending`."""
+
+    def __repr__(self) -> str:
+        return f"<Connection {self.describe()} {self.state.value}>"
+
+    def describe(self) -> str:
+        """Both ends as text."""
+        local = f"[{ipaddress.IPv6Address(self.local_address)}]:{self.local_port}"
+        return f"{local} - [{ipaddress.IPv6Address(self.remote_address)}]:{self.remote_port}"
+
+    @property
+    def local_address(self) -> bytes:
+        """16 bytes."""
+        return self._flow[:16]
+
+    @property
+    def remote_address(self) -> bytes:
+        """16 bytes."""
+        return self._flow[16:32]
+
+    @property
+    def local_port(self) -> int:
+        """The port at our end."""
+        return int.from_bytes(self._flow[32:34], "big")
+
+    @property
+    def remote_port(self) -> int:
+        """The port at the peer."""
+        return int.from_bytes(self._flow[34:36], "big")
+
+    @property
+    def rtt(self) -> float | None:
+        """The smoothed round trip time in seconds, None before the first measurement."""
+        return self._sender.trip.smoothed or None
+
+    @property
+    def readable(self) -> int:
+        """Bytes that `read` could give now."""
+        return self._receiver.buffered
+
+    @property
+    def writable(self) -> int:
+        """Bytes that `write` would take now."""
+        return self._sender.free
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that were written and that the peer has not acknowledged."""
+        return self._shared.limits.send_buffer - self._sender.free
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing will be sent or received any more."""
+        return self.state is _CLOSED
+
+    @property
+    def at_eof(self) -> bool:
+        """Whether everything that the peer will ever send has been read."""
+        ended = self._fin_at is not None and self._receiver.nxt > self._fin_at
+        return (ended or self.state is _CLOSED) and not self._receiver.buffered
+
+    # What the owner does.
+
+    def accept(self) -> None:
+        """Answer the SYN of an `Incoming`; without effect if the peer has given up meanwhile."""
+        if self.state is _PENDING:
+            self.state = _SYN_RECEIVED
+            self._until = None
+            self._syn_due = True
+            self._schedule()
+
+    def refuse(self) -> None:
+        """Answer the SYN of an `Incoming` with RST; no `Closed` follows."""
+        if self.state is _PENDING:
+            self._shared.send_control(build(self._flow, 0, (self._irs + 1) & MASK, RST | ACK, 0))
+            self._leave()
+
+    def read(self, limit: int) -> bytes:
+        """Up to `limit` bytes, empty if there are none now; what is taken opens the peer's window."""
+        receiver = self._receiver
+        data = receiver.read(limit)
+        if data and self._fin_at is None and receiver.wants_update(self._shared.mss) and self.state is not _CLOSED:
+            self._ack_due = True
+            self._schedule()
+        return data
+
+    def write(self, data: bytes | bytearray | memoryview) -> int:
+        """Take bytes to send; how many were taken. If not all were, `Writable` says when there is room again.
+
+        Large `bytes` are kept, not copied; anything else is copied. ConnectionClosedTcpError after `shutdown_write`,
+        `close` or the end.
+        """
+        if self.state is _CLOSED or self._sender.fin_wanted:
+            raise ConnectionClosedTcpError(f"the connection {self.describe()} does not take data any more")
+        taken = self._sender.write(data)
+        if taken:
+            self._schedule()
+        return taken
+
+    def shutdown_write(self) -> None:
+        """Send FIN after what was written; the other direction stays open."""
+        if self.state is _CLOSED or self._sender.fin_wanted:
+            return
+        if self.state is _SYN_SENT or self.state is _PENDING:
+            self._leave()
+            return
+        self._sender.fin_wanted = True
+        if self.state is _ESTABLISHED:
+            self.state = _FIN_WAIT_1
+        elif self.state is _CLOSE_WAIT:
+            self.state = _LAST_ACK
+        self._schedule()
+
+    def close(self) -> None:
+        """Send what was written and FIN; what the peer still sends is of no interest and answered by RST."""
+        if self.state is _CLOSED or self._orphan:
+            return
+        if self._receiver.buffered and self._fin_at is None:
+            # The peer must learn that what it sent was not read (RFC 9293 §3.10.4, RFC 2525 §2.17).
+            self.abort()
+            return
+        self._orphan = True
+        self._receiver.discard()
+        self.shutdown_write()
+        self._schedule()
+
+    def abort(self) -> None:
+        """Send RST and forget everything; no `Closed` follows."""
+        if self.state is _CLOSED:
+            return
+        if self.state is not _SYN_SENT:
+            self._send_reset()
+        self._leave()
+        self._receiver.discard()
+
+    # What arrives.
+
+    def begin(self) -> None:
+        """Send a SYN."""
+        self._syn_due = True
+        self._schedule()
+
+    def open(self, seq: int, window: int, options: bytes, now: float) -> None:
+        """A SYN asks for this connection."""
+        self._irs = seq
+        self.counted = True
+        self._shared.pending += 1
+        self._until = now + self._shared.limits.pending_time
+        self._negotiate(window, options)
+
+    def _negotiate(self, window: int, text: bytes) -> None:
+        options = parse_options(text)
+        peer = DEFAULT_PEER_MSS if options.mss is None else max(options.mss, MIN_MSS)
+        mss = min(peer, self._shared.mss)
+        self._stamped = options.timestamp is not None
+        self._stamp_recent = options.timestamp
+        self._sack = options.sack_permitted
+        if options.window_scale is not None:
+            self._send_scale, self._receive_scale = options.window_scale, WINDOW_SCALE
+        else:
+            self._send_scale = self._receive_scale = 0
+            self._receiver.limit = min(self._receiver.limit, _MAX_FIELD)
+        self._receiver.edge = 1 + min(self._receiver.limit, _MAX_FIELD)
+        self._sender.start(mss - _STAMP_BYTES if self._stamped else mss, self._stamped, window)
+
+    def segment(
+        self, seq: int, ack: int, flags: int, window: int, packet: bytes | memoryview, data_at: int, now: float
+    ) -> None:
+        """Take in a segment of this connection; its payload begins at `data_at` of `packet`."""
+        self._heard = now
+        self._keepalives = 0
+        self.counters.segments_received += 1
+        state = self.state
+        if state is _PENDING or state is _SYN_SENT:
+            if state is _PENDING:
+                self._pending_segment(seq, flags)
+            else:
+                self._syn_sent_segment(seq, ack, flags, window, bytes(packet[60:data_at]), now)
+            return
+        blocks: tuple[tuple[int, int], ...] = ()
+        stamp: int | None = None
+        echo: int | None = None
+        if data_at >= 72:
+            mark, stamp, echo = TIMESTAMPS.unpack_from(packet, 60)
+            if mark != TIMESTAMP_MARK or data_at > 72:
+                options = parse_options(packet[60:data_at])
+                stamp, blocks = options.timestamp, options.blocks if self._sack else ()
+                echo = options.echo if stamp is not None else None
+        elif data_at > 60:
+            blocks = parse_options(packet[60:data_at]).blocks if self._sack else ()
+        if not self._stamped:
+            stamp = echo = None
+        receiver = self._receiver
+        nxt = receiver.nxt
+        start = nxt + (((seq - self._irs - nxt + _HALF) & MASK) - _HALF)
+        size = len(packet) - data_at
+        fin = flags & FIN
+        end = start + size + fin
+        if stamp is not None and self._stamp_recent is not None and (stamp - self._stamp_recent) & MASK >= _HALF:
+            if not flags & RST:
+                self._answer_unfit(size, now)
+            return
+        if state is _SYN_RECEIVED and flags & SYN and start == 0:
+            if flags & ACK:
+                self._ack_due = True
+            else:
+                self._syn_due = True
+            return
+        last = receiver.last_acceptable
+        if end > start:
+            fits = start <= last and end > nxt if last > nxt or not size else False
+        else:
+            fits = nxt <= start <= last
+        if not fits:
+            if flags & RST:
+                return
+            if size and end <= nxt:
+                receiver.note_duplicate(start, end - fin)
+            self._answer_unfit(size + fin, now)
+            if last != nxt or start != nxt:
+                return
+            # No room: the acknowledgement counts all the same (RFC 9293 §3.10.7.4).
+            size = fin = 0
+        if flags & RST:
+            if start == nxt:
+                self._end(ConnectionResetTcpError(f"the peer reset the connection {self.describe()}"))
+            else:
+                self._challenge(now)
+            return
+        if flags & SYN:
+            self._challenge(now)
+            return
+        if not flags & ACK:
+            return
+        sender = self._sender
+        una = sender.una
+        acked = una + (((ack - self._iss - una + _HALF) & MASK) - _HALF)
+        if state is _SYN_RECEIVED:
+            if acked != 1:
+                self._shared.send_control(build(self._flow, ack, 0, RST, 0))
+                return
+            self._establish(now)
+        elif acked > sender.nxt or acked < sender.outdated:
+            self._challenge(now)
+            return
+        if stamp is not None and start <= self._acked_to:
+            self._stamp_recent = stamp
+        if acked >= una:
+            edge = acked + (window << self._send_scale)
+            if acked > una or blocks or edge != sender.edge:
+                sender.update_window(start, acked, edge)
+                sender.acknowledge(acked, blocks, echo, now)
+                if sender.fin_sent and sender.fin_acked and self._fin_acked(now):
+                    return
+            elif not size and not fin and not self._sack:
+                sender.duplicate()
+        if size:
+            self._take(start, bytes(packet[data_at:]), now)
+        if fin and self.state is not _CLOSED and self._fin_at is None and end - 1 <= last:
+            self._fin_at = end - 1
+            self._ack_due = True
+        if self._fin_at == receiver.nxt:
+            self._peer_closed(now)
+
+    def _pending_segment(self, seq: int, flags: int) -> None:
+        """Before `accept` only a RST matters; the SYN comes again by itself."""
+        if flags & RST and seq == (self._irs + 1) & MASK:
+            self._end(ConnectionResetTcpError(f"the peer gave the connection {self.describe()} up"))
+
+    def _syn_sent_segment(self, seq: int, ack: int, flags: int, window: int, options: bytes, now: float) -> None:
+        if flags & ACK and ack != (self._iss + 1) & MASK:
+            if not flags & RST:
+                self._shared.send_control(build(self._flow, ack, 0, RST, 0))
+            return
+        if flags & RST:
+            if flags & ACK:
+                self._end(ConnectionRefusedTcpError(f"connection {self.describe()} was refused"))
+            return
+        if not flags & SYN:
+            return
+        self._irs = seq
+        self._negotiate(window, options)
+        if flags & ACK:
+            self._establish(now)
+            self._ack_due = True
+        else:
+            # Both sides opened at once.
+            self.state = _SYN_RECEIVED
+            self._syn_due = True
+
+    def _establish(self, now: float) -> None:
+        self._uncount()
+        self._until = None
+        if self._syn_tries == 1:
+            self._sender.trip.sample(max(now - self._syn_sent_at, 0.0))
+        self.state = _FIN_WAIT_1 if self._sender.fin_wanted else _ESTABLISHED
+        self._shared.events.append(Connected(self))
+
+    def _take(self, start: int, payload: bytes, now: float) -> None:
+        """Bytes of the peer."""
+        receiver = self._receiver
+        if self._fin_at is not None and start + len(payload) > self._fin_at:
+            payload = payload[: max(0, self._fin_at - start)]
+        if self._orphan:
+            self._send_reset()
+            self._end(ConnectionResetTcpError(f"the peer sent data on the connection {self.describe()} closed here"))
+            return
+        before = receiver.nxt
+        whole = receiver.receive(start, payload)
+        moved = receiver.nxt - before
+        if moved:
+            self._readable = True
+            self.counters.bytes_received += moved
+        self._ack_due = True
+        # At once, and for each, so that the peer notices a gap (RFC 5681 §4.2).
+        if not whole and not moved and (not self._sack or self._duplicate_acks < _DUPLICATE_ACKS):
+            self._duplicate_acks += 1
+            self._shared.send_control(self._pure_ack(now))
+
+    def _peer_closed(self, now: float) -> None:
+        """The peer's FIN is next in order."""
+        self._fin_at = self._receiver.nxt
+        self._receiver.nxt += 1
+        self._ack_due = True
+        if self.state is _ESTABLISHED:
+            self.state = _CLOSE_WAIT
+        elif self.state is _FIN_WAIT_1:
+            self.state = _CLOSING
+        elif self.state is _FIN_WAIT_2:
+            self._time_wait(now)
+            return
+        self._close_noted = True
+
+    def _fin_acked(self, now: float) -> bool:
+        """Everything of ours has arrived. True if that ends the connection."""
+        if self.state is _FIN_WAIT_1:
+            self.state = _FIN_WAIT_2
+        elif self.state is _CLOSING:
+            self._time_wait(now)
+            return True
+        elif self.state is _LAST_ACK:
+            self._end(None)
+            return True
+        return False
+
+    def _time_wait(self, now: float) -> None:
+        self._close_noted = True
+        shared = self._shared
+        wait = TimeWait(
+            self._flow,
+            (self._iss + self._sender.nxt) & MASK,
+            (self._irs + self._receiver.nxt) & MASK,
+            self._window_field(),
+            self._stamp_offset,
+            self._stamp_recent if self._stamped else None,
+            now + shared.limits.time_wait,
+        )
+        shared.send_control(self._pure_ack(now))
+        self._end(None)
+        shared.wait(self.key, wait)
+
+    def _answer_unfit(self, size: int, now: float) -> None:
+        """Answer a segment outside the window; empty ones not without end, or two confused peers would never stop."""
+        if size or self._shared.may_challenge(now):
+            self._ack_due = True
+
+    def _challenge(self, now: float) -> None:
+        """Let a peer that means it prove that it is the peer (RFC 5961)."""
+        if self._shared.may_challenge(now):
+            self._shared.send_control(self._pure_ack(now))
+
+    def _send_reset(self) -> None:
+        if self.state is _PENDING or self.state is _SYN_RECEIVED:
+            packet = build(self._flow, (self._iss + 1) & MASK, (self._irs + 1) & MASK, RST | ACK, 0)
+        else:
+            seq = (self._iss + self._sender.nxt) & MASK
+            packet = build(self._flow, seq, (self._irs + self._receiver.nxt) & MASK, RST | ACK, 0)
+        self._shared.send_control(packet)
+
+    def _uncount(self) -> None:
+        if self.counted:
+            self.counted = False
+            self._shared.pending -= 1
+
+    def finish(self, now: float) -> None:
+        """A batch has been taken in: tell the owner, and the sender."""
+        self.touched = False
+        self._duplicate_acks = 0
+        if self.state is _CLOSED:
+            return
+        self._sender.settle(now)
+        self._tell()
+        if self._sender.take_writable():
+            self._shared.events.append(Writable(self))
+        if self._orphan:
+            self._watch_orphan(now)
+
+    def _tell(self) -> None:
+        if self._readable:
+            self._readable = False
+            self._shared.events.append(Readable(self))
+        if self._close_noted:
+            self._close_noted = False
+            self._shared.events.append(PeerClosed(self))
+
+    def _end(self, error: TcpError | None) -> None:
+        self._tell()
+        self._leave()
+        self._shared.events.append(Closed(self, error))
+
+    def _leave(self) -> None:
+        """Out of the table; what was received stays readable."""
+        shared = self._shared
+        self.state = _CLOSED
+        self._uncount()
+        self._until = None
+        self._ack_due = self._syn_due = self._probe_due = False
+        self._sender.clear()
+        shared.table.pop(self.key, None)
+
+    # What goes out, and when.
+
+    def _schedule(self) -> None:
+        if not self.queued:
+            self.queued = True
+            self._shared.ready.append(self)
+
+    def _stamp(self, now: float) -> int:
+        return (int(now * 1000) + self._stamp_offset) & MASK
+
+    def _window_field(self) -> int:
+        return min(self._receiver.window(self._shared.mss) >> self._receive_scale, _MAX_FIELD)
+
+    def _pure_ack(self, now: float, back: int = 0) -> bytes:
+        """An acknowledgement without data, `back` positions behind what was sent last."""
+        receiver = self._receiver
+        blocks = []
+        if self._sack and receiver.has_report:
+            blocks = [(start + self._irs, end + self._irs) for start, end in receiver.blocks()]
+        stamp = self._stamp(now) if self._stamped else None
+        options = ack_options(stamp, self._stamp_recent or 0, blocks)
+        self._acked_to = receiver.nxt
+        self.counters.segments_sent += 1
+        seq = (self._iss + self._sender.nxt - back) & MASK
+        return build(self._flow, seq, (self._irs + receiver.nxt) & MASK, ACK, self._window_field(), options)
+
+    def _syn_packet(self, now: float) -> bytes:
+        answering = self.state is _SYN_RECEIVED
+        options = syn_options(
+            self._shared.mss,
+            WINDOW_SCALE if not answering or self._receive_scale else None,
+            self._sack,
+            self._stamp(now) if self._stamped else None,
+            (self._stamp_recent or 0) if answering else 0,
+        )
+        flags, ack = (SYN | ACK, (self._irs + 1) & MASK) if answering else (SYN, 0)
+        return build(self._flow, self._iss, ack, flags, min(self._receiver.limit, _MAX_FIELD), options)
+
+    def emit(self, out: list[bytes], limit: int, now: float) -> bool:
+        """Append up to `limit` packets (one more for an acknowledgement). True if there may be more at once."""
+        state = self.state
+        if state is _CLOSED or state is _PENDING:
+            return False
+        if state is _SYN_SENT or state is _SYN_RECEIVED:
+            if self._syn_due:
+                self._syn_due = False
+                if not self._syn_tries:
+                    self._syn_sent_at = now
+                self._syn_tries += 1
+                if self._until is None or self._until <= now:
+                    self._until = now + 2.0 ** (self._syn_tries - 1)
+                self._acked_to = 1
+                self.counters.segments_sent += 1
+                out.append(self._syn_packet(now))
+            if state is _SYN_SENT or not self._ack_due:
+                return False
+        before = len(out)
+        more = False
+        if state is not _SYN_RECEIVED:
+            receiver = self._receiver
+            ack = (self._irs + receiver.nxt) & MASK
+            stamp = self._stamp(now) if self._stamped else 0
+            more = self._sender.emit(out, limit, now, ack, self._window_field(), stamp, self._stamp_recent or 0)
+            if len(out) > before:
+                self.counters.segments_sent += len(out) - before
+                self._acked_to = receiver.nxt
+                if not receiver.has_report:
+                    self._ack_due = False
+            if self._probe_due or self._sender.zero_window_probe:
+                # One position back, so that the peer must answer (RFC 9293 §3.8.4, §3.8.6.1).
+                self._probe_due = self._sender.zero_window_probe = self._ack_due = False
+                out.append(self._pure_ack(now, back=1))
+        if self._ack_due:
+            self._ack_due = False
+            out.append(self._pure_ack(now))
+        if self._orphan:
+            self._watch_orphan(now)
+        return more
+
+    def _watch_orphan(self, now: float) -> None:
+        """A connection that the owner has closed must come to an end."""
+        limits = self._shared.limits
+        if self.state is _FIN_WAIT_2:
+            if self._lingers != -1:
+                self._lingers = -1
+                self._until = now + limits.fin_wait_2
+        elif self._lingers != self._sender.una:
+            self._lingers = self._sender.una
+            self._until = now + limits.linger
+
+    def deadline(self, now: float) -> float | None:
+        """When `handle_timeout` is due."""
+        due = self._until
+        if self.state is _PENDING or self.state is _SYN_SENT or self.state is _SYN_RECEIVED or self.state is _CLOSED:
+            return due
+        sender = self._sender
+        for other in (sender.deadline(), sender.pace_deadline(now), self._keepalive_at()):
+            if other is not None and (due is None or other < due):
+                due = other
+        return due
+
+    def _keepalive_at(self) -> float | None:
+        limits = self._shared.limits
+        if not limits.keepalive_idle or self._sender.pending:
+            return None
+        return self._heard + limits.keepalive_idle + self._keepalives * limits.keepalive_interval
+
+    def handle_timeout(self, now: float) -> None:
+        """Do what is due."""
+        if self.state is _CLOSED:
+            return
+        if self._until is not None and now >= self._until:
+            self._state_timeout(now)
+            return
+        if self.state is _PENDING or self.state is _SYN_SENT or self.state is _SYN_RECEIVED:
+            return
+        if not self._sender.handle_timeout(now):
+            self._give_up()
+            return
+        keepalive = self._keepalive_at()
+        if keepalive is not None and now >= keepalive:
+            if self._keepalives >= self._shared.limits.keepalive_probes:
+                self._give_up()
+                return
+            self._keepalives += 1
+            self._probe_due = True
+        self._schedule()
+
+    def _state_timeout(self, now: float) -> None:
+        if self.state is _FIN_WAIT_2:
+            self._end(None)
+        elif self.state is _SYN_SENT or self.state is _SYN_RECEIVED:
+            if self._syn_tries > self._shared.limits.syn_retries:
+                self._give_up()
+            else:
+                self._syn_due = True
+                self._schedule()
+        else:
+            self._give_up()
+
+    def _give_up(self) -> None:
+        if self.state is not _SYN_SENT:
+            self._send_reset()
+        self._end(ConnectionTimeoutTcpError(f"the peer of the connection {self.describe()} does not answer"))
