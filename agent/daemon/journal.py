@@ -72,6 +72,8 @@ class JournalState:
                 self.lifecycle.enter(State(record["state"]), int(record["at"]))
             case "acknowledged":
                 self.lifecycle.acknowledge(self.lifecycle.pending[0])
+            case "continued":
+                self.lifecycle.repeat()
             case "reintroduced":
                 self.lifecycle.reintroduce(int(record["at"]))
             case "result":
@@ -89,11 +91,12 @@ class JournalState:
 
     def snapshot(self) -> Record:
         """The one record that makes this state out of any other."""
+        last = self.lifecycle.last
         return {
             "type": "snapshot",
             "life": self.life,
             "machine": self.machine,
-            "state": int(self.lifecycle.state),
+            "last": [int(last.state), last.changed_at] if last is not None else None,
             "pending": [[int(item.state), item.changed_at] for item in self.lifecycle.pending],
             "results": {str(script): result for script, result in self.results.items()},
             "started": self.start_result,
@@ -104,7 +107,8 @@ class JournalState:
         pending = [Transition(State(state), int(at)) for state, at in record["pending"]]
         results = {UUID(script): str(result) for script, result in record["results"].items()}
         timings = [base64.b64decode(timing, validate=True) for timing in record["timings"]]
-        self.lifecycle = Lifecycle(State(record["state"]), pending)
+        last = Transition(State(record["last"][0]), int(record["last"][1])) if record["last"] is not None else None
+        self.lifecycle = Lifecycle(last, pending)
         self.life, self.machine = str(record["life"]), str(record["machine"])
         self.results, self.start_result = results, str(record["started"])
         self.timings = deque(timings, MAX_TIMINGS)
@@ -140,7 +144,7 @@ class Journal:
         else:
             self._file = file
         if self.state.machine == machine and self.state.lifecycle.state < State.SHUTTING_DOWN:
-            self._tell_change()
+            self._add({"type": "continued"})
             return True
         if self.state.lifecycle.state is State.SHUTTING_DOWN:
             get_logger("agent.journal").warning("the previous shutdown did not complete; stop scripts may not have run")

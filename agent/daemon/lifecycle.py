@@ -40,17 +40,22 @@ class Lifecycle:
     """The current state, which moves forward only, and the transitions that are not acknowledged yet, oldest first.
 
     `created` is where everything begins; it is never reported. `pending` may begin with transitions of an earlier
-    life of the same agent: the forward rule looks at `state` alone.
+    life of the same agent: the forward rule looks at `last`, the transition to the current state, alone.
     """
 
-    def __init__(self, state: State = State.CREATED, pending: Iterable[Transition] = ()) -> None:
-        self._state = state
+    def __init__(self, last: Transition | None = None, pending: Iterable[Transition] = ()) -> None:
+        self._last = last
         self._pending = deque(pending, MAX_PENDING)
+
+    @property
+    def last(self) -> Transition | None:
+        """The last transition that was accepted; None while everything is only created."""
+        return self._last
 
     @property
     def state(self) -> State:
         """The last state that was accepted."""
-        return self._state
+        return self._last.state if self._last is not None else State.CREATED
 
     @property
     def pending(self) -> tuple[Transition, ...]:
@@ -59,12 +64,11 @@ class Lifecycle:
 
     def enter(self, state: State, wall_ns: int) -> Transition | None:
         """Accept `state` when it stands later than the current one; None when it does not."""
-        if state <= self._state:
+        if state <= self.state:
             return None
-        self._state = state
-        transition = Transition(state, _microseconds(wall_ns))
-        self._pending.append(transition)
-        return transition
+        self._last = Transition(state, _microseconds(wall_ns))
+        self._pending.append(self._last)
+        return self._last
 
     def acknowledge(self, transition: Transition) -> bool:
         """The server has taken `transition`. False, and no change, when it is no longer the oldest pending one:
@@ -74,6 +78,14 @@ class Lifecycle:
         self._pending.popleft()
         return True
 
+    def repeat(self) -> None:
+        """A new process goes on with this life: the current state is said once more, with its time.
+
+        A process in between may have told the server of its own end, before it knew of this life.
+        """
+        if self._last is not None and not self._pending:
+            self._pending.append(self._last)
+
     def reintroduce(self, wall_ns: int) -> None:
         """This process now is another agent, of which the server knows only `created` (quirk Q7).
 
@@ -81,9 +93,9 @@ class Lifecycle:
         What was pending belonged to the former agent and is dropped.
         """
         self._pending.clear()
-        if self._state >= State.STARTING:
+        if self.state >= State.STARTING:
             now = _microseconds(wall_ns)
-            states = dict.fromkeys((State.STARTING, self._state))
+            states = dict.fromkeys((State.STARTING, self.state))
             self._pending.extend(Transition(state, now) for state in states)
 
 

@@ -56,6 +56,22 @@ async def test_a_killed_process_is_continued(path: Path) -> None:
     await journal.aclose()
 
 
+async def test_a_continued_life_says_its_state_once_more(path: Path) -> None:
+    """A process that was told to end before it had a manifest has told the server so, and nobody else."""
+    journal, _ = await reopened(path)
+    journal.enter(State.STARTING, 1_000_000)
+    journal.enter(State.READY, 2_000_000)
+    for transition in journal.state.lifecycle.pending:
+        journal.acknowledge(transition)
+    await journal.aclose()
+
+    again, _ = await reopened(path)
+    assert again.state.lifecycle.pending == (Transition(State.READY, 2_000),)
+    again.acknowledge(again.state.lifecycle.pending[0])
+    assert not again.state.lifecycle.pending
+    await again.aclose()
+
+
 async def test_a_reboot_begins_a_new_life_and_keeps_what_is_owed(path: Path) -> None:
     journal, _ = await reopened(path)
     journal.enter(State.STARTING, 1_000_000)
@@ -187,6 +203,7 @@ OPERATIONS: list[Callable[[Journal, int], object]] = [
     lambda journal, n: journal.timing(bytes([n % 256]) * (n % 50)),
     lambda journal, n: journal.timing_reported() if journal.state.timings else None,
     lambda journal, n: journal._add({"type": "life", "id": str(n), "machine": "m"}),
+    lambda journal, n: journal._add({"type": "continued"}),
 ]
 
 
@@ -262,6 +279,7 @@ def test_a_record_with_a_good_checksum_and_nonsense_inside_ends_the_replay(value
     record |= {
         "timing": value,
         "pending": value,
+        "last": value,
         "machine": value,
         "results": value,
         "timings": value,
