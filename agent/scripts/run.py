@@ -261,7 +261,7 @@ class Run:
             stage=self.stage,
             started=self.started,
             timeout=self.timeout,
-            log_path=path,
+            log_path=os.fsencode(path),
             keeper=keeper,
             stdout_fd=fds.stdout,
             stderr_fd=fds.stderr,
@@ -277,7 +277,7 @@ class Run:
         assert around.store is not None
         self._undo.push_async_callback(asyncio.to_thread, self._close_log)
         try:
-            self._log_fd = await asyncio.to_thread(open_log, record.log_path, truncate=False)
+            self._log_fd = await asyncio.to_thread(open_log, os.fsdecode(record.log_path), truncate=False)
         except ScriptFileError as error:
             self._tell(str(error))
         process = await asyncio.to_thread(around.launcher.take_over, record, around.store)

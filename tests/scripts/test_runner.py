@@ -260,7 +260,7 @@ async def test_time_left_of_an_adopted_run(stage: Stage, wall_change: float, spe
     me = ProcessId.of(os.getpid())
     assert me is not None
     record = RunRecord(
-        UUID(int=1), "life", it.id, it.log_source_id, pb.Timing.START, stage.clock.wall(), 10, "/dev/null", me, 3, 4, 5
+        UUID(int=1), "life", it.id, it.log_source_id, pb.Timing.START, stage.clock.wall(), 10, b"/dev/null", me, 3, 4, 5
     )
     os.close(await asyncio.to_thread(store.create, record.run_id))
     await asyncio.to_thread(store.write, record)
