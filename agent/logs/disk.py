@@ -58,6 +58,8 @@ class Disk:
 
     def failed(self, error: OSError) -> None:
         """A write failed; nothing is tried for a while."""
+        if self.failing and not self.usable:
+            return  # an acknowledgement, say: that is written whenever it comes
         if not self.failing:
             self._logger.warning(
                 "Log lines cannot be kept on disk and stay in memory (at most 1 MiB, lost when the agent ends). "

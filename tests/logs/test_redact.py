@@ -88,8 +88,12 @@ def test_which_variables_are_secret() -> None:
     secret = [
         "GITHUB_TOKEN", "CODER_AGENT_TOKEN", "client_secret", "DB_PASSWORD", "PGPASSWORD", "OPENAI_API_KEY", "APIKEY",
         "SSH_PRIVATE_KEY", "AWS_SECRET_ACCESS_KEY", "AWS_CREDENTIALS", "NPM_TOKEN", "MYSQL_PWD", "KEY_PASSPHRASE",
+        "DB_PASS", "SMTP_PASS",
     ]  # fmt: skip
-    plain = ["PATH", "HOME", "PWD", "OLDPWD", "TOKENIZERS_PARALLELISM", "GITHUB_TOKEN_FILE", "AWS_ACCESS_KEY_ID", "KEY"]
+    plain = [
+        "PATH", "HOME", "PWD", "OLDPWD", "TOKENIZERS_PARALLELISM", "GITHUB_TOKEN_FILE", "AWS_ACCESS_KEY_ID", "KEY",
+        "COMPASS",
+    ]  # fmt: skip
     environment = {name: f"value of {name}" for name in secret + plain}
     assert secret_values(environment) == {f"value of {name}" for name in secret}
     assert secret_values({"A_TOKEN": "short", "B_TOKEN": "      "}) == set()
