@@ -63,6 +63,10 @@ def open_log(path: str, *, truncate: bool) -> int:
         if os.path.islink(path):
             raise ScriptFileError(f'log file "{path}" is a symbolic link, which is not followed: remove it') from error
         raise ScriptFileError(f'log file "{path}" cannot be opened: {error.strerror}') from error
+    except ValueError as error:
+        raise ScriptFileError(
+            f"log file {path!r} contains a NUL character in its name: choose another log_path"
+        ) from error
     try:
         found = os.fstat(fd)
         if stat.S_ISREG(found.st_mode):

@@ -53,6 +53,7 @@ def test_what_is_no_log_file(tmp_path: Path) -> None:
         ("target/x", "cannot be opened: Not a directory"),
         ("fifo", "cannot be opened|is not a regular file"),
         ("x" * 300, "cannot be opened: File name too long"),
+        ("x\0y", "contains a NUL character"),
     ]:
         with pytest.raises(ScriptFileError, match=message) as caught:
             open_log(str(tmp_path / name), truncate=True)
