@@ -1,0 +1,119 @@
+"""A flood of handshakes has a bounded cost, and those who prove their address get through (tailnet.md §7.8)."""
+
+from __future__ import annotations
+
+from unittest.mock import patch
+
+from agent.protocol.wireguard import Device, noise
+from agent.protocol.wireguard.admission import BURST, MAX_SOURCES, RATE, SOURCE_BURST, Admission, Verdict
+from agent.protocol.wireguard.cookies import Checker, Stamper
+from tests.protocol.wireguard.kit import AGENT_ADDRESS, AGENT_PRIVATE, CLIENT_ADDRESS, WALL_NS, Pair, counting, to_agent
+
+
+def _flood(pair: Pair, count: int, seconds: float = 0.0) -> list[bytes]:
+    """Initiations by strangers who know the agent's key; returns the answers."""
+    stranger = Device(bytes(range(32)), counting())
+    stranger.add_peer(pair.agent.device.public_key, [AGENT_ADDRESS])
+    ((_, (initiation,)),) = stranger.send([to_agent(b"")], 0.0, WALL_NS)
+    replies = []
+    for number in range(count):
+        received = pair.agent.device.receive([initiation], pair.now + seconds * number / count, WALL_NS, b"stranger")
+        assert not received.output
+        replies += received.replies
+    pair.now += seconds
+    return replies
+
+
+def test_a_flood_costs_a_bounded_number_of_handshakes() -> None:
+    pair = Pair()
+    opened = 0
+    original = noise.open_initiation
+
+    def counted(identity: noise.Identity, message: bytes) -> noise.OpenedInitiation:
+        nonlocal opened
+        opened += 1
+        return original(identity, message)
+
+    with patch.object(noise, "open_initiation", counted):
+        replies = _flood(pair, 5000, seconds=10.0)
+    assert opened <= BURST + 10 * RATE
+    assert len(replies) == 5000 - opened == pair.agent.device.counters.cookies_issued
+    assert {len(reply) for reply in replies} == {64}
+
+
+def test_a_peer_connects_under_load_with_a_cookie() -> None:
+    pair = Pair()
+    _flood(pair, BURST + 1)
+    pair.client_sends(b"let me in")
+    pair.exchange()
+    assert pair.agent.got == []
+    for _ in range(6):
+        pair.advance(1.0)
+        _flood(pair, BURST + 1)
+    assert pair.agent.got == [b"let me in"]
+    assert pair.agent.device.counters.cookies_issued > 1
+
+
+def test_an_initiator_under_load_asks_for_cookies_too() -> None:
+    """The response is a handshake message as well; its cookie is found by the index of the responder's new keypair."""
+    pair = Pair()
+    pair.client_sends(b"x")
+    _flood_client = Device(bytes(range(32)), counting())
+    _flood_client.add_peer(pair.client.device.public_key, [CLIENT_ADDRESS])
+    ((_, (stray,)),) = _flood_client.send([to_agent(b"")[:24] + CLIENT_ADDRESS], 0.0, WALL_NS)
+    for _ in range(BURST):
+        pair.client.device.receive([stray], pair.now, WALL_NS, b"stranger")
+    pair.agent_receives(pair.to_agent)
+    pair.to_agent.clear()
+    responses, pair.to_client = pair.to_client, []
+    pair.client_receives(responses)
+    (cookie,) = pair.to_agent
+    assert len(cookie) == 64
+    pair.agent_receives([cookie])
+    pair.to_agent.clear()
+    assert pair.agent.device.counters.bad_cookie == 0
+    pair.now += 0.9
+    pair.agent_receives([cookie])
+    assert pair.agent.device.counters.bad_cookie == 1, "taken once"
+    pair.advance(6)
+    assert pair.agent.got == [b"x"]
+
+
+def test_cookies_that_answer_nothing_are_dropped() -> None:
+    pair = Pair()
+    pair.client_sends(b"x")
+    index = pair.to_agent[0][4:8]
+    client = pair.client.device
+    pair.client_receives([b"\x03\0\0\0" + index + bytes(56), b"\x03\0\0\0\xff\xff\xff\xff" + bytes(56)])
+    assert (client.counters.bad_cookie, client.counters.unknown_index) == (1, 1)
+    pair.exchange()
+    assert pair.agent.got == [b"x"]
+
+
+def test_a_source_with_a_cookie_has_a_rate_of_its_own() -> None:
+    key = Device(AGENT_PRIVATE).public_key
+    checker = Checker(key, counting())
+    admission = Admission(checker)
+
+    def stamped(source: bytes) -> bytes:
+        stamper = Stamper(key)
+        stamper.stamp(bytes(116), 0.0)
+        message = stamper.stamp(bytes(116), 0.0)
+        assert stamper.take_cookie(checker.reply(message, source, 0.0), 0.0)
+        return stamper.stamp(bytes(116), 0.0)
+
+    plain = Stamper(key).stamp(bytes(116), 0.0)
+    assert [admission.judge(plain, b"", 0.0) for _ in range(BURST)] == [Verdict.TAKE] * BURST
+    assert admission.judge(plain, b"", 0.0) is Verdict.ASK_FOR_COOKIE
+    assert admission.judge(plain, b"", 0.99) is Verdict.ASK_FOR_COOKIE
+    message = stamped(b"here")
+    verdicts = [admission.judge(message, b"here", 0.5) for _ in range(SOURCE_BURST + 2)]
+    assert verdicts == [Verdict.TAKE] * SOURCE_BURST + [Verdict.DROP] * 2
+    assert admission.judge(message, b"there", 0.5) is Verdict.ASK_FOR_COOKIE
+    assert admission.judge(message, b"here", 0.56) is Verdict.TAKE
+    for number in range(MAX_SOURCES + 10):
+        source = b"%d" % number
+        assert admission.judge(stamped(source), source, 0.6) is Verdict.TAKE
+    assert len(admission._sources) == MAX_SOURCES
+    assert admission.judge(plain, b"", 1.1) is Verdict.TAKE
+    assert admission._sources == {}
