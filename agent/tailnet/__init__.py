@@ -1,0 +1,1 @@
+"""The network between agents and their clients (tailnet.md)."""
