@@ -35,7 +35,7 @@ class Housekeeping:
                 if self._clock.now() >= next_purge:
                     await self.purge()
                     next_purge = self._clock.now() + PURGE_PERIOD
-            except (QueryError, OSError) as error:
+            except QueryError as error:
                 log.warning("housekeeping has to wait for the database", error=str(error))
                 await self._clock.sleep(backoff.next())
             else:

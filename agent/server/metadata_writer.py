@@ -60,9 +60,11 @@ class MetadataWriter:
             return True
         try:
             await metadata.write(self._database, list(rows.values()))
-        except QueryError:
-            logger.exception("cannot store the metadata of agents")
+        except (QueryError, asyncio.CancelledError) as error:
             self._pending = rows | self._pending
+            if isinstance(error, asyncio.CancelledError):
+                raise
+            logger.exception("cannot store the metadata of agents")
             return False
         for agent in {agent for agent, _ in rows}:
             self._written(agent)

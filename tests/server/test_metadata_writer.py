@@ -75,6 +75,26 @@ async def test_a_database_that_is_away_gets_the_newest_later(
     await asyncio.gather(running, return_exceptions=True)
 
 
+async def test_what_a_cancelled_transaction_held_is_written_at_the_end(
+    clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches: list[list[str]] = []
+
+    async def write(_: object, rows: Sequence[MetadataRow]) -> None:
+        batches.append([row.value for row in rows])
+        if len(batches) == 1:
+            await asyncio.Event().wait()
+
+    monkeypatch.setattr(metadata, "write", write)
+    writer = MetadataWriter(None, clock, lambda _: None)  # type: ignore[arg-type]
+    running = asyncio.create_task(writer.run())
+    writer.put(uuid4(), [MetadataValue("a", "1", "")])
+    await clock.advance(PERIOD)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert batches == [["1"], ["1"]]
+
+
 async def test_rows_of_several_agents(database: Database) -> None:
     agents = [await add_agent(database) for _ in range(2)]
     async with database.transaction() as session:

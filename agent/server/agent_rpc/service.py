@@ -171,7 +171,7 @@ class AgentService:
         if source.int == 0:
             source = await logs.add_external_source(self._around.database, self._agent, self._now())
         try:
-            stored = await logs.append(
+            await logs.append(
                 self._around.database,
                 self._agent,
                 source,
@@ -181,11 +181,10 @@ class AgentService:
                 spool=spool,
                 refuse_marked=True,
             )
-        except LimitReachedError as error:
-            if not error.marked:
-                self._around.changed(self._agent, Topic.LOGS)
+        except LimitReachedError:
             return pb.BatchCreateLogsResponse(log_limit_exceeded=True)
-        if stored:
+        finally:
+            # However it ended: an agent that goes away cancels this call, perhaps after the lines were stored.
             self._around.changed(self._agent, Topic.LOGS)
         return pb.BatchCreateLogsResponse()
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import msgspec
 
 from agent.server.store import settings
-from agent.server.store.completes import completes
 from agent.server.store.database import Database
 
 KEY = "announcement_banners"
@@ -27,7 +26,6 @@ async def read(database: Database) -> list[Banner]:
         return msgspec.convert(await settings.get(session, KEY) or [], list[Banner])
 
 
-@completes
 async def replace(database: Database, banners: Sequence[Banner]) -> None:
     async with database.transaction() as session:
         await settings.put(session, KEY, msgspec.to_builtins(banners))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, nullcontext
+import sqlite3
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager, nullcontext, suppress
 from typing import Any
 
 from sqlalchemy import Connection, event, func, make_url, select
 from sqlalchemy.engine import URL
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, OperationalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
 from agent.server.store import migrations
@@ -40,20 +41,24 @@ class Database:
     @asynccontextmanager
     async def transaction(self, *, exclusive: bool = False) -> AsyncIterator[AsyncSession]:
         """A session whose work is committed at the end of the body, or rolled back when the body raises. Of `exclusive`
-        ones there is one at a time, for what may happen only once in all replicas.
+        ones there is one at a time, for what may happen only once in all replicas. Who is cancelled during the commit
+        has committed all the same.
 
         SQLite has one writer at a time. They wait here in the order they came, because its own waiting is polling, and
         they take its lock at once, because a transaction that began by reading may be refused the lock later.
         """
-        async with self._one_writer or nullcontext(), self._write() as session, session.begin():
+        async with self._one_writer or nullcontext(), self._write() as session:
+            await _begin(session)
             if exclusive and self.dialect == "postgresql":
                 await session.execute(select(func.pg_advisory_xact_lock(EXCLUSIVE_LOCK)))
             yield session
+            await _completed(session.commit())
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncSession]:
         """A session that only reads: it sees one state of the database and never waits for a writer."""
         async with self._read() as session:
+            await _begin(session)
             yield session
 
     def connect_arguments(self) -> dict[str, Any]:
@@ -63,6 +68,26 @@ class Database:
 
     async def aclose(self) -> None:
         await self.engine.dispose()
+
+
+async def _begin(session: AsyncSession) -> None:
+    """Raises `SQLAlchemyError`, also in place of what asyncpg raises when it cannot connect."""
+    try:
+        await session.connection()
+    except OSError as error:
+        raise OperationalError(None, None, error) from error
+
+
+async def _completed(step: Coroutine[Any, Any, None]) -> None:
+    """The step runs to its end, and a caller that is cancelled meanwhile waits for that."""
+    task = asyncio.create_task(step)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        while not task.done():
+            with suppress(asyncio.CancelledError):  # once more
+                await asyncio.wait({task})
+        raise
 
 
 def parse_url(text: str) -> URL:
@@ -92,6 +117,13 @@ def make_engine(url: URL) -> AsyncEngine:
         for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
+
+    @event.listens_for(engine.sync_engine, "invalidate")
+    def roll_back(connection: Any, _record: Any, _error: BaseException | None) -> None:
+        """A task was cancelled while a statement ran, and its connection will be closed. That alone does not end the
+        transaction, and so keeps everybody from writing, for as long as some traceback still refers to a cursor."""
+        with suppress(sqlite3.Error, asyncio.CancelledError):  # in any case it is closed, and the task is cancelled
+            connection.rollback()
 
     @event.listens_for(engine.sync_engine, "begin")
     def begin(connection: Connection) -> None:

@@ -9,7 +9,6 @@ from uuid import UUID
 from sqlalchemy import delete, func, select
 
 from agent.server.external_auth import Provider
-from agent.server.store.completes import completes
 from agent.server.store.database import Database
 from agent.server.store.dialect import insert
 from agent.server.store.schema import ExternalAuthLink, ExternalAuthProvider
@@ -25,7 +24,6 @@ async def providers(database: Database) -> list[Provider]:
         ]
 
 
-@completes
 async def put_provider(database: Database, provider: Provider, now: int) -> None:
     """A provider that exists is changed and keeps its place."""
     changes = {"type": provider.type, "regex": provider.regex, "display_name": provider.display_name}
@@ -37,7 +35,6 @@ async def put_provider(database: Database, provider: Provider, now: int) -> None
         await session.execute(new.on_conflict_do_update(index_elements=["id"], set_=changes))
 
 
-@completes
 async def delete_provider(database: Database, provider_id: str) -> bool:
     """With all tokens for it; whether there was one."""
     statement = delete(ExternalAuthProvider).where(ExternalAuthProvider.id == provider_id)
@@ -59,7 +56,6 @@ async def usable_link(database: Database, user: UUID, provider_id: str, now: int
     return link if link is not None and (link.expires_at is None or link.expires_at > now) else None
 
 
-@completes
 async def put_link(
     database: Database,
     user: UUID,
@@ -80,7 +76,6 @@ async def put_link(
         await session.execute(new.on_conflict_do_update(index_elements=["user_id", "provider_id"], set_=changes))
 
 
-@completes
 async def delete_link(database: Database, user: UUID, provider_id: str) -> bool:
     """Whether there was one."""
     key = (ExternalAuthLink.user_id == user) & (ExternalAuthLink.provider_id == provider_id)

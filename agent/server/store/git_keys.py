@@ -7,7 +7,6 @@ from uuid import UUID
 from sqlalchemy import select
 
 from agent.server.git_keys import SshKeyPair, generate
-from agent.server.store.completes import completes
 from agent.server.store.database import Database
 from agent.server.store.dialect import insert_or_ignore
 from agent.server.store.schema import GitSshKey
@@ -24,7 +23,6 @@ async def _get(database: Database, user: UUID) -> SshKeyPair | None:
     return None if row is None else SshKeyPair(row.public_key, row.private_key)
 
 
-@completes
 async def _create(database: Database, user: UUID, now: int) -> SshKeyPair:
     pair = generate()
     values = {"user_id": user, "public_key": pair.public, "private_key": pair.private, "created_at": now}

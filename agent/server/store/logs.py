@@ -12,7 +12,6 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 
 from agent.server.log_lines import EXTERNAL_ICON, EXTERNAL_NAME, EXTERNAL_SOURCE, MAX_REQUEST, LogLine
-from agent.server.store.completes import completes
 from agent.server.store.database import Database
 from agent.server.store.dialect import insert, insert_or_ignore
 from agent.server.store.schema import Agent, Build, Log, LogSource, LogSpool, Workspace
@@ -46,7 +45,6 @@ class LimitReachedError(Exception):
         self.marked = marked
 
 
-@completes
 async def append(
     database: Database,
     agent: UUID,
@@ -142,7 +140,6 @@ async def is_of_latest_build(database: Database, agent: UUID) -> bool:
         return await session.scalar(query) is not None
 
 
-@completes
 async def add_source(database: Database, agent: UUID, source: UUID, name: str, icon: str, now: int) -> None:
     """A source that exists already stays as it is."""
     row = {

@@ -8,7 +8,6 @@ from uuid import UUID
 
 from sqlalchemy import bindparam, update
 
-from agent.server.store.completes import completes
 from agent.server.store.database import Database
 from agent.server.store.schema import Metadata
 
@@ -23,7 +22,6 @@ class MetadataRow(NamedTuple):
     collected_at: int
 
 
-@completes
 async def write(database: Database, rows: Sequence[MetadataRow]) -> None:
     """Rows of items that do not exist change nothing. `rows` must not be empty."""
     statement = (

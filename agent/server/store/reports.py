@@ -17,7 +17,6 @@ from agent.server.reports import (
 )
 from agent.server.resources import Measurement, ResourceState, judge, next_state
 from agent.server.store import dialect
-from agent.server.store.completes import completes
 from agent.server.store.database import Database
 from agent.server.store.schema import (
     Agent,
@@ -77,7 +76,6 @@ class AgentReports:
             query = select(App.id, App.slug, App.healthcheck_url).where(App.agent_id == self._agent)
             return {app: AppRow(slug, url) for app, slug, url in await session.execute(query)}
 
-    @completes
     async def app_healths(self, healths: Mapping[UUID, str]) -> bool:
         """Whether any health changed."""
         changed = False
@@ -92,12 +90,10 @@ class AgentReports:
                 changed = changed or result.first() is not None
         return changed
 
-    @completes
     async def stats(self, stats: Mapping[str, Any], now: int) -> None:
         async with self._database.transaction() as session:
             await session.execute(insert(AgentStats).values(agent_id=self._agent, created_at=now, **stats))
 
-    @completes
     async def timing(self, report: TimingReport) -> None:
         """Raises `LookupError` for a script that is not this agent's."""
         async with self._database.transaction() as session:
@@ -115,7 +111,6 @@ class AgentReports:
                 )
             )
 
-    @completes
     async def connection(self, report: ConnectionReport) -> None:
         """Reports of one id are merged, in whatever order and however often they come (§11.8)."""
         row: dict[str, Any] = {"agent_id": self._agent, "id": report.id, "type": report.type, "ip": report.ip}
@@ -134,7 +129,6 @@ class AgentReports:
             query = select(ResourceMonitor.path, ResourceMonitor.enabled).where(ResourceMonitor.agent_id == self._agent)
             return dict((await session.execute(query)).all())
 
-    @completes
     async def resources(self, measurements: Sequence[Measurement], now: int) -> list[tuple[str, bool]]:
         """Replace the data points by these (an agent always sends all that it has), and judge the monitors anew.
 
@@ -168,7 +162,6 @@ class AgentReports:
                     changed.append((monitor.path, monitor.alert))
         return changed
 
-    @completes
     async def _update_agent(self, **changes: Any) -> None:
         async with self._database.transaction() as session:
             await session.execute(update(Agent).where(Agent.id == self._agent).values(**changes))

@@ -12,10 +12,10 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import insert, select, text
 from sqlalchemy.exc import IntegrityError
 
-from agent.server.store import Database, DatabaseError, open_database
+from agent.server.store import Database, DatabaseError, QueryError, open_database
 from agent.server.store.database import parse_url
 from agent.server.store.schema import Base, Log, Setting, User
-from tests.server.postgres import Postgres
+from tests.server.postgres import Postgres, running
 
 
 async def test_models_and_migrations_agree(database: Database) -> None:
@@ -98,6 +98,28 @@ async def test_a_cancelled_transaction_frees_the_writer(database: Database) -> N
         assert await session.get(Setting, "a") is None
 
 
+async def test_no_moment_of_a_cancellation_keeps_others_from_writing(database: Database) -> None:
+    async def write(key: str) -> None:
+        async with database.transaction() as session:
+            await session.execute(insert(Setting).values(key=key, value={}))
+            await session.execute(text("SELECT 1"))
+
+    kept = []  # their tracebacks refer to what the statements used
+    for steps in range(80):
+        kept.append(task := asyncio.create_task(write(f"cancelled {steps}")))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait({task})
+        async with asyncio.timeout(5):
+            await write(f"free {steps}")
+    async with database.reading() as session:
+        stored = set(await session.scalars(select(Setting.key)))
+    assert {f"free {steps}" for steps in range(80)} <= stored
+    for steps, task in enumerate(kept):
+        assert task.cancelled() or f"cancelled {steps}" in stored
+
+
 async def test_foreign_keys_hold(database: Database) -> None:
     row = {"agent_id": uuid4(), "source_id": uuid4(), "created_at": 0, "level": 3, "output": "x"}
     with pytest.raises(IntegrityError):
@@ -126,6 +148,18 @@ async def test_an_address_that_does_not_work(url: str, message: str) -> None:
 def test_schemes_without_a_driver_get_ours(tmp_path: Path) -> None:
     assert parse_url("postgres://u@h/n").drivername == "postgresql+asyncpg"
     assert parse_url(f"sqlite:///{tmp_path}/x").drivername == "sqlite+aiosqlite"
+
+
+async def test_a_postgresql_database_that_went_away() -> None:
+    with running() as postgres:
+        database = await open_database(postgres.new_database())
+    try:
+        for begin in (database.reading, database.transaction):
+            with pytest.raises(QueryError, match="Connect call failed"):
+                async with begin():
+                    pass
+    finally:
+        await database.aclose()
 
 
 async def test_a_postgresql_database_that_is_not_there(postgres: Postgres) -> None:
