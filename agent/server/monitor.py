@@ -34,8 +34,9 @@ class Peer(Protocol):
 
 
 class Presence(Protocol):
-    """What the database remembers of connections. The newest connection of an agent owns the row: only its writes
-    count, so that an old connection that ends late does not mark a newer one as gone."""
+    """What the database remembers of connections. The newest connection of an agent owns the row until it ends: only
+    its writes count, so that an old connection that ends late does not mark a newer one as gone. After it, those of
+    every other connection count."""
 
     async def connected(self, agent: UUID, connection: UUID) -> None:
         """This connection is the agent's newest."""

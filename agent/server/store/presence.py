@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from uuid import UUID
 
-from sqlalchemy import func, update
+from sqlalchemy import ColumnElement, func, or_, update
 
 from agent.server.store import agents
-from agent.server.store.completes import completes
 from agent.server.store.database import Database
 from agent.server.store.schema import Agent
 
@@ -21,7 +20,6 @@ class PresenceStore:
         self._now = now
         self._changed = changed
 
-    @completes
     async def connected(self, agent: UUID, connection: UUID) -> None:
         now = self._now()
         async with self._database.transaction() as session:
@@ -37,7 +35,6 @@ class PresenceStore:
             )
         self._changed(agent)
 
-    @completes
     async def seen(self, connections: Collection[tuple[UUID, UUID]]) -> None:
         if not connections:
             return
@@ -47,18 +44,17 @@ class PresenceStore:
                 update(Agent)
                 .where(
                     Agent.id.in_([agent for agent, _ in connections]),
-                    Agent.connection_id.in_([connection for _, connection in connections]),
+                    _owned_by(*(connection for _, connection in connections)),
                 )
                 .values(last_connected_at=now, updated_at=now)
             )
 
-    @completes
     async def disconnected(self, agent: UUID, connection: UUID) -> None:
         now = self._now()
         async with self._database.transaction() as session:
             await session.execute(
                 update(Agent)
-                .where(Agent.id == agent, Agent.connection_id == connection)
+                .where(Agent.id == agent, _owned_by(connection))
                 .values(connection_id=None, disconnected_at=now, updated_at=now)
             )
         self._changed(agent)
@@ -68,3 +64,8 @@ class PresenceStore:
             return set()
         async with self._database.reading() as session:
             return set(connected) - await agents.current_among(session, connected)
+
+
+def _owned_by(*connections: UUID) -> ColumnElement[bool]:
+    """Once the newest connection of an agent has ended, older ones that are still there may write, too."""
+    return or_(Agent.connection_id.in_(connections), Agent.connection_id.is_(None))
