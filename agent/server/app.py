@@ -151,8 +151,6 @@ async def _compose(
     app = web.Application()
     front = Front(authenticator, clock, build_version=COMPATIBLE, access_url=access_url, rate_limit=config.rate_limit)
     front.install(app, described.routes)
-    # `me` is no agent's id: what is not served here is not found, whatever `{workspaceagent}` has (agent-api.md §2).
-    app.router.add_route("*", "/api/v2/workspaceagents/me/{rest:.*}", _no_such_route)
 
     async def close_long_lived(_app: web.Application) -> None:
         await long_lived.aclose()
@@ -163,10 +161,6 @@ async def _compose(
         return (await people.new_link(await _first_owner(database, clock))).url
 
     return Server(app, login_link)
-
-
-async def _no_such_route(_: web.Request) -> web.StreamResponse:
-    raise web.HTTPNotFound
 
 
 async def _first_owner(database: Database, clock: Clock) -> UUID:

@@ -117,7 +117,9 @@ class Front:
         app.middlewares.append(self._guard)
         app.on_response_prepare.append(self._add_headers)
         for route in routes:
-            app.router.add_route(route.method, route.path, partial(self._serve, route))
+            # `me` is no agent's id (agent-api.md §2): what is not served there is not found, or has the wrong method.
+            path = route.path.replace("{workspaceagent}", "{workspaceagent:(?!me/)[^/]+}")
+            app.router.add_route(route.method, path, partial(self._serve, route))
 
     async def _add_headers(self, request: web.Request, response: web.StreamResponse) -> None:
         response.headers[hdrs.SERVER] = "workspace-agent"

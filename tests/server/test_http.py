@@ -62,6 +62,11 @@ async def test_routes_and_methods_that_are_none(server: Deployment) -> None:
     response = await get(server, ME, "PATCH")
     assert (response.status, response.headers["Content-Length"]) == (405, "0")
     assert response.headers["Allow"] == "DELETE, GET"
+    agent = "/api/v2/workspaceagents"
+    response = await get(server, f"{agent}/me/logs")  # whatever other agents' logs have
+    assert (response.status, response.headers["Allow"]) == (405, "PATCH")
+    for path in ("startup-logs", "watch-metadata", "nope", ""):
+        assert (await get(server, f"{agent}/me/{path}")).status == 404
 
 
 async def test_bodies_are_bounded(server: Deployment) -> None:
