@@ -35,7 +35,6 @@ from agent.protocol.tcp.segment import (
 from agent.protocol.tcp.sender import Sender
 from agent.protocol.tcp.shared import Shared, TimeWait
 
-WINDOW_SCALE = 7
 DEFAULT_PEER_MSS = 1220
 MIN_MSS = 48
 _STAMP_BYTES = 12
@@ -77,6 +76,7 @@ class Connection:
         "_receive_scale",
         "_receiver",
         "_sack",
+        "_scaled",
         "_send_scale",
         "_sender",
         "_shared",
@@ -107,7 +107,7 @@ class Connection:
         self._irs = 0
         self._receiver = Receiver(shared.limits.receive_buffer)
         self._sender = Sender(flow, self._iss, shared.mss, shared.limits, self.counters)
-        self._stamped = self._sack = True
+        self._stamped = self._sack = self._scaled = True
         self._stamp_recent: int | None = None
         self._receive_scale = self._send_scale = 0
         self._acked_to = 0
@@ -181,6 +181,11 @@ class Connection:
         return self._shared.limits.send_buffer - self._sender.free
 
     @property
+    def _own_scale(self) -> int:
+        """The scale with which the whole buffer can be announced, and no more: small windows stay exact."""
+        return max(0, self._shared.limits.receive_buffer.bit_length() - 16)
+
+    @property
     def ended(self) -> bool:
         """Whether nothing will be sent or received any more."""
         return self.state is _CLOSED
@@ -233,9 +238,6 @@ class Connection:
         """Send FIN after what was written; the other direction stays open."""
         if self.state is _CLOSED or self._sender.fin_wanted:
             return
-        if self.state is _SYN_SENT or self.state is _PENDING:
-            self._leave()
-            return
         self._sender.fin_wanted = True
         if self.state is _ESTABLISHED:
             self.state = _FIN_WAIT_1
@@ -247,7 +249,8 @@ class Connection:
         """Send what was written and FIN; what the peer still sends is of no interest and answered by RST."""
         if self.state is _CLOSED or self._orphan:
             return
-        if self._receiver.buffered and self._fin_at is None:
+        early = self.state is _PENDING or self.state is _SYN_SENT
+        if early or (self._receiver.buffered and self._fin_at is None):
             # The peer must learn that what it sent was not read (RFC 9293 §3.10.4, RFC 2525 §2.17).
             self.abort()
             return
@@ -288,8 +291,9 @@ class Connection:
         self._stamp_recent = options.timestamp
         self._sack = options.sack_permitted
         if options.window_scale is not None:
-            self._send_scale, self._receive_scale = options.window_scale, WINDOW_SCALE
+            self._send_scale, self._receive_scale = options.window_scale, self._own_scale
         else:
+            self._scaled = False
             self._send_scale = self._receive_scale = 0
             self._receiver.limit = min(self._receiver.limit, _MAX_FIELD)
         self._receiver.edge = 1 + min(self._receiver.limit, _MAX_FIELD)
@@ -580,7 +584,7 @@ class Connection:
         answering = self.state is _SYN_RECEIVED
         options = syn_options(
             self._shared.mss,
-            WINDOW_SCALE if not answering or self._receive_scale else None,
+            self._own_scale if not answering or self._scaled else None,
             self._sack,
             self._stamp(now) if self._stamped else None,
             (self._stamp_recent or 0) if answering else 0,

@@ -11,7 +11,7 @@ DUPLICATE_THRESHOLD = 3
 _MIN_PROBE = 0.01
 _MAX_REORDER_STEPS = 20
 _SLACK = 1e-6
-"""Half a millisecond added and taken away again need not give the same float."""
+"""Sums of floats are not exact: a wait shorter than this is over."""
 
 
 class Segment:
@@ -52,7 +52,8 @@ class RoundTrip:
             self.smoothed = max(rtt, 1e-6)
             self.variation = rtt / 2
         self.minimum = min(self.minimum, rtt)
-        self.rto = min(max(self.smoothed + max(4 * self.variation, 0.001), MIN_RTO), MAX_RTO)
+        # The minimum is added and not only a floor: a lost segment takes a round trip to be noticed and one to arrive.
+        self.rto = min(self.smoothed + max(4 * self.variation, MIN_RTO), MAX_RTO)
 
     def probe_timeout(self, alone: bool) -> float:
         """How long to wait for an acknowledgement before a probe is sent; `alone`: one segment is out."""
@@ -107,7 +108,8 @@ class Rack:
         return min(self._steps * trip.minimum / 4, trip.smoothed)
 
     def overdue(self, segment: Segment, now: float, patience: float) -> float | None:
-        """Seconds until a segment counts as lost, 0 or less if it does now, None if nothing sent later has arrived."""
+        """Seconds until a segment counts as lost, 0 if it does now, None if nothing sent later has arrived."""
         if segment.sent_at > self.sent_at or (segment.sent_at == self.sent_at and segment.end >= self.end):
             return None
-        return segment.sent_at + self.rtt + patience - now - _SLACK
+        wait = segment.sent_at + self.rtt + patience - now
+        return wait if wait > _SLACK else 0.0

@@ -587,6 +587,8 @@ class Sender:
         return segment
 
     def _again(self, segment: Segment) -> Segment:
+        if segment is self._queue[0]:
+            self._rto_at = None
         segment.lost = False
         segment.retransmissions += 1
         self._pipe += segment.end - segment.start

@@ -261,7 +261,8 @@ class TcpStack:
             due = connection.deadline(now)
             if due is not None and due <= now:
                 connection.handle_timeout(now)
-                self._ready(connection)
+            # Also when nothing was due any more: it may be the pace that lets it go on now.
+            self._ready(connection)
             if not connection.ended:
                 self._arm_later(connection, now)
         waits = self._shared.time_waits
