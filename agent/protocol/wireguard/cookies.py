@@ -50,10 +50,14 @@ class Stamper:
         """The whole message: body, mac1, mac2."""
         mac1 = self._sent_mac1 = _mac(self._mac1_key, body)
         message = body + mac1
-        if self._cookie and now - self._cookie_from < COOKIE_LIFETIME:
+        if self.has_cookie(now):
             return message + _mac(self._cookie, message)
         self._cookie = b""
         return message + _NO_MAC2
+
+    def has_cookie(self, now: float) -> bool:
+        """Whether the next message carries mac2."""
+        return bool(self._cookie) and now - self._cookie_from < COOKIE_LIFETIME
 
     def take_cookie(self, message: bytes, now: float) -> bool:
         """Keeps the cookie in a cookie reply; False when it does not answer the last message that we sent."""

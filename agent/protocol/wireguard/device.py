@@ -26,6 +26,9 @@ from agent.protocol.wireguard.timers import MAX_JITTER, MAX_RETRIES, REKEY_TIMEO
 INITIATION_INTERVAL = 0.020
 """Seconds between two initiations that are accepted from one peer."""
 
+MAX_RESPONSES = 8
+"""Responses to one initiation that are tried without asking how many handshake messages arrive."""
+
 _ADDRESS_SIZE = 16
 _IPV6_HEADER_SIZE = 40
 _ZERO4 = bytes(4)
@@ -298,20 +301,26 @@ class Device:
             if self._admitted(message, now, source, received):
                 self._take_initiation(message, now, received)
         elif kind == messages.RESPONSE and len(message) == messages.RESPONSE_SIZE:
-            # The index costs nothing to check, and nobody guesses it.
-            if messages.RESPONSE_HEADER.unpack_from(message)[2] not in self._initiations:
+            peer = self._initiations.get(messages.RESPONSE_HEADER.unpack_from(message)[2])
+            if peer is None:
                 self.counters.unknown_index += 1
-            elif self._admitted(message, now, source, received):
-                self._take_response(message, now, wall_ns, received)
+            elif self._admitted(message, now, source, received, peer):
+                self._take_response(peer, message, now, wall_ns, received)
         elif kind == messages.COOKIE_REPLY and len(message) == messages.COOKIE_REPLY_SIZE:
             self._take_cookie(message, now)
         else:
             self.counters.malformed += 1
 
-    def _admitted(self, message: bytes, now: float, source: bytes, received: Received) -> bool:
+    def _admitted(
+        self, message: bytes, now: float, source: bytes, received: Received, awaited: Peer | None = None
+    ) -> bool:
         if not self._checker.mac1_is_valid(message):
             self.counters.bad_mac1 += 1
             return False
+        if awaited is not None and awaited._responses < MAX_RESPONSES:
+            # Nobody guesses the index, so that a thousand peers may answer at once. Who reads along might flood.
+            awaited._responses += 1
+            return True
         verdict = self._admission.judge(message, source, now)
         if verdict is Verdict.ASK_FOR_COOKIE:
             received.replies.append(self._checker.reply(message, source, now))
@@ -350,9 +359,7 @@ class Device:
         received.output.append((peer, [peer._stamper.stamp(body, now)]))
         self._schedule(peer)
 
-    def _take_response(self, message: bytes, now: float, wall_ns: int, received: Received) -> None:
-        index = messages.RESPONSE_HEADER.unpack_from(message)[2]
-        peer = self._initiations[index]
+    def _take_response(self, peer: Peer, message: bytes, now: float, wall_ns: int, received: Received) -> None:
         assert peer._initiated is not None
         try:
             keys = noise.open_response(peer._initiated, message)
@@ -360,6 +367,7 @@ class Device:
             self.counters.bad_handshake += 1
             return
         self._drop_initiation(peer)
+        index = peer._initiated_index
         keypair = self._keypairs[index] = Keypair(peer, keys, index, initiator=True, now=now)
         self._forget(peer._keypairs.initiated(keypair))
         peer._timers.authenticated_received(now)
@@ -457,6 +465,7 @@ class Device:
         ephemeral = self._random(messages.KEY_SIZE)
         body, peer._initiated = noise.create_initiation(self._identity, peer._remote, index, ephemeral, stamp)
         peer._initiated_index = index
+        peer._responses = 0
         self._initiations[index] = peer
         peer._attempted_at = now
         timers.authenticated_sent(now)

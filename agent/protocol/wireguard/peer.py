@@ -29,6 +29,7 @@ class Peer:
         "_last_minute_used",
         "_queue",
         "_remote",
+        "_responses",
         "_scheduled",
         "_stamp_ns",
         "_stamper",
@@ -54,6 +55,8 @@ class Peer:
         self._queue: deque[bytes] = deque()
         self._initiated: Initiated | None = None
         self._initiated_index = 0
+        self._responses = 0
+        """How many responses to the initiation were tried."""
         self._attempted_at = -inf
         """When a handshake message was last sent."""
         self._accepted_at = -inf

@@ -7,7 +7,17 @@ from unittest.mock import patch
 from agent.protocol.wireguard import Device, noise
 from agent.protocol.wireguard.admission import BURST, MAX_SOURCES, RATE, SOURCE_BURST, Admission, Verdict
 from agent.protocol.wireguard.cookies import Checker, Stamper
-from tests.protocol.wireguard.kit import AGENT_ADDRESS, AGENT_PRIVATE, CLIENT_ADDRESS, WALL_NS, Pair, counting, to_agent
+from agent.protocol.wireguard.device import MAX_RESPONSES
+from tests.protocol.wireguard.kit import (
+    AGENT_ADDRESS,
+    AGENT_PRIVATE,
+    CLIENT_ADDRESS,
+    WALL_NS,
+    Pair,
+    counting,
+    to_agent,
+    to_client,
+)
 
 
 def _flood(pair: Pair, count: int, seconds: float = 0.0) -> list[bytes]:
@@ -54,25 +64,39 @@ def test_a_peer_connects_under_load_with_a_cookie() -> None:
     assert pair.agent.device.counters.cookies_issued > 1
 
 
-def test_an_initiator_under_load_asks_for_cookies_too() -> None:
-    """The response is a handshake message as well; its cookie is found by the index of the responder's new keypair."""
-    pair = Pair()
-    pair.client_sends(b"x")
-    _flood_client = Device(bytes(range(32)), counting())
-    _flood_client.add_peer(pair.client.device.public_key, [CLIENT_ADDRESS])
-    ((_, (stray,)),) = _flood_client.send([to_agent(b"")[:24] + CLIENT_ADDRESS], 0.0, WALL_NS)
+def _make_client_loaded(pair: Pair) -> None:
+    stranger = Device(bytes(range(32)), counting())
+    stranger.add_peer(pair.client.device.public_key, [CLIENT_ADDRESS])
+    ((_, (stray,)),) = stranger.send([to_client(b"")], 0.0, WALL_NS)
     for _ in range(BURST):
         pair.client.device.receive([stray], pair.now, WALL_NS, b"stranger")
+
+
+def test_an_initiator_under_load_takes_the_response_that_it_waits_for() -> None:
+    pair = Pair()
+    pair.client_sends(b"x")
+    _make_client_loaded(pair)
+    pair.exchange()
+    assert pair.agent.got == [b"x"]
+
+
+def test_a_flood_of_responses_is_asked_for_cookies() -> None:
+    """By somebody who read our initiation. The peer finds the cookie by the index of its new keypair."""
+    pair = Pair()
+    pair.client_sends(b"x")
+    _make_client_loaded(pair)
     pair.agent_receives(pair.to_agent)
     pair.to_agent.clear()
-    responses, pair.to_client = pair.to_client, []
-    pair.client_receives(responses)
+    (response,), pair.to_client = pair.to_client, []
+    forged = Stamper(pair.client.device.public_key).stamp(response[:44] + bytes(16), 0.0)
+    pair.client_receives([forged] * MAX_RESPONSES)
+    assert pair.client.device.counters.bad_handshake == MAX_RESPONSES
+    assert pair.to_agent == []
+    pair.client_receives([response])
     (cookie,) = pair.to_agent
     assert len(cookie) == 64
-    pair.agent_receives([cookie])
-    pair.to_agent.clear()
+    pair.exchange()
     assert pair.agent.device.counters.bad_cookie == 0
-    pair.now += 0.9
     pair.agent_receives([cookie])
     assert pair.agent.device.counters.bad_cookie == 1, "taken once"
     pair.advance(6)
