@@ -200,6 +200,11 @@ class Paths:
         if not same:
             del self._by_disco[peer.disco_key]
 
+    def knows(self, node_key: bytes, disco_key: bytes) -> bool | None:
+        """Whether the peer is known with that disco key; None for an unknown peer."""
+        peer = self._peers.get(node_key)
+        return None if peer is None else peer.disco_key == disco_key
+
     def sender_of(self, endpoint: Endpoint) -> bytes | None:
         """The peer whose WireGuard datagrams are accepted from this UDP endpoint, if any (§6.4)."""
         return self._bound.get(endpoint)
