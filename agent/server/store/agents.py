@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cache
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, Select, and_, exists, func, or_, select
@@ -34,14 +35,21 @@ class AgentRow:
     owner: User
 
 
+@cache  # making a condition takes longer than asking the database
+def is_latest_build() -> ColumnElement[bool]:
+    """Whether the `Build` of a query is its workspace's latest."""
+    newer = aliased(Build)
+    return ~exists().where(newer.workspace_id == Build.workspace_id, newer.number > Build.number)
+
+
+@cache
 def is_current() -> ColumnElement[bool]:
     """Whether the agent of a joined `Build` and `Workspace` may connect (agent-api.md §1.3).
 
     It may while its build is the latest; and while the next build, which is the latest, is a stop build that has not
     finished, so that stop scripts can still report.
     """
-    newer, latest = aliased(Build), aliased(Build)
-    is_latest = ~exists().where(newer.workspace_id == Build.workspace_id, newer.number > Build.number)
+    latest = aliased(Build)
     stopping = exists().where(
         latest.workspace_id == Build.workspace_id,
         latest.number == Build.number + 1,
@@ -53,9 +61,10 @@ def is_current() -> ColumnElement[bool]:
         even_newer.workspace_id == Build.workspace_id, even_newer.number > Build.number + 1
     )
     started = and_(Build.transition == "start", Build.status == "succeeded")
-    return and_(~Workspace.deleted, or_(is_latest, and_(started, next_is_latest, stopping)))
+    return and_(~Workspace.deleted, or_(is_latest_build(), and_(started, next_is_latest, stopping)))
 
 
+@cache
 def _rows() -> Select[Agent, Build, Workspace, User]:
     return (
         select(Agent, Build, Workspace, User)

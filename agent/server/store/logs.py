@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 from uuid import UUID
 
-from sqlalchemy import exists, select, update
+from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import aliased
 
 from agent.server.log_lines import EXTERNAL_ICON, EXTERNAL_NAME, EXTERNAL_SOURCE, MAX_REQUEST, LogLine
+from agent.server.store.agents import is_latest_build
 from agent.server.store.database import Database
 from agent.server.store.dialect import insert, insert_or_ignore
 from agent.server.store.schema import Agent, Build, Log, LogSource, LogSpool, Workspace
@@ -125,16 +125,11 @@ async def read(database: Database, agent: UUID, after: int, count: int) -> list[
 
 async def is_of_latest_build(database: Database, agent: UUID) -> bool:
     """Whether there is no newer build of the agent's workspace, and the workspace still is."""
-    newer = aliased(Build)
     query = (
         select(Agent.id)
         .join(Build, Build.id == Agent.build_id)
         .join(Workspace, Workspace.id == Build.workspace_id)
-        .where(
-            Agent.id == agent,
-            ~Workspace.deleted,
-            ~exists().where(newer.workspace_id == Build.workspace_id, newer.number > Build.number),
-        )
+        .where(Agent.id == agent, ~Workspace.deleted, is_latest_build())
     )
     async with database.reading() as session:
         return await session.scalar(query) is not None

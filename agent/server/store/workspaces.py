@@ -11,6 +11,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 
+from agent.server.store.agents import is_latest_build
 from agent.server.store.schema import (
     Agent,
     AgentStats,
@@ -84,11 +85,7 @@ async def latest_build(session: AsyncSession, workspace_id: UUID) -> Build:
 
 async def latest_builds(session: AsyncSession, workspace_ids: Sequence[UUID]) -> dict[UUID, Build]:
     """The same for many workspaces."""
-    newer = aliased(Build)
-    query = select(Build).where(
-        Build.workspace_id.in_(workspace_ids),
-        ~exists().where(newer.workspace_id == Build.workspace_id, newer.number > Build.number),
-    )
+    query = select(Build).where(Build.workspace_id.in_(workspace_ids), is_latest_build())
     return {build.workspace_id: build for build in await session.scalars(query)}
 
 
