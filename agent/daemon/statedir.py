@@ -97,11 +97,12 @@ def _is_agent_directory(path: Path) -> bool:
 
 
 def _last_used(path: Path) -> float:
-    return max((path / name).lstat().st_mtime for name in ("journal", "lock") if (path / name).exists())
+    files = [file for file in (path / "journal", path / "lock") if file.exists()]
+    return max(file.lstat().st_mtime for file in files or [path])
 
 
 def _remove(path: Path) -> bool:
-    lock = os.open(path / "lock", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         if not _take(lock):
             return False

@@ -59,11 +59,15 @@ def test_old_directories_go_unless_someone_uses_them(tmp_path: Path) -> None:
     (directories[old].path / "spool").mkdir()
     (directories[old].path / "spool" / "1").write_text("x")
     (tmp_path / "notes").mkdir()
+    emptied = tmp_path / str(UUID(int=5))  # somebody removed the files under a running agent
+    (emptied / "spool").mkdir(parents=True)
     for agent in (kept, old, young):
         directories[agent].close()
     ages_ago = time.time() - 8 * 24 * 3600
     for agent in (kept, old, locked):
         os.utime(directories[agent].path / "lock", (ages_ago, ages_ago))
     assert remove_old(tmp_path, kept) == [directories[old].path]
+    os.utime(emptied, (ages_ago, ages_ago))
+    assert remove_old(tmp_path, kept) == [emptied]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["notes", *map(str, (kept, locked, young))])
     directories[locked].close()
