@@ -73,12 +73,12 @@ class Database:
 async def _begin(session: AsyncSession) -> None:
     """Raises `SQLAlchemyError`, also in place of what asyncpg raises when it cannot connect."""
     try:
-        await session.connection()
+        await _completed(session.connection())
     except OSError as error:
         raise OperationalError(None, None, error) from error
 
 
-async def _completed(step: Coroutine[Any, Any, None]) -> None:
+async def _completed(step: Coroutine[Any, Any, object]) -> None:
     """The step runs to its end, and a caller that is cancelled meanwhile waits for that."""
     task = asyncio.create_task(step)
     try:
