@@ -54,6 +54,7 @@ class AgentPrincipal:
     """An agent, for one request."""
 
     id: UUID
+    token_hash: bytes
     name: str
     build_id: UUID
     workspace_id: UUID
@@ -172,6 +173,7 @@ class Authenticator:
             )
         return AgentPrincipal(
             id=row.agent.id,
+            token_hash=row.agent.token_hash,
             name=row.agent.name,
             build_id=row.build.id,
             workspace_id=row.workspace.id,

@@ -47,15 +47,17 @@ class Presence(Protocol):
     async def disconnected(self, agent: UUID, connection: UUID) -> None:
         """This connection ended."""
 
-    async def obsolete(self, agents: Collection[UUID]) -> set[UUID]:
-        """Those whose build is not their workspace's current one any more (§1.3)."""
+    async def obsolete(self, tokens: Collection[bytes]) -> set[bytes]:
+        """Those of the (hashed) tokens that let nobody in any more: replaced, or of an outdated build (§1.3)."""
 
 
 @dataclass(eq=False, slots=True)
 class _Watched:
     agent: UUID
+    token: bytes
     connection: UUID
     peer: Peer
+    shown: bool
     last_pong: float
 
 
@@ -72,10 +74,13 @@ class ConnectionMonitor:
         self._running: set[asyncio.Task[None]] = set()
 
     @asynccontextmanager
-    async def watch(self, agent: UUID, peer: Peer) -> AsyncIterator[None]:
-        """The agent is connected while the body runs. The end is written even when the body was cancelled."""
-        watched = _Watched(agent, uuid4(), peer, self._clock.now())
-        await self._presence.connected(agent, watched.connection)
+    async def watch(self, agent: UUID, token: bytes, peer: Peer, *, shown: bool = True) -> AsyncIterator[None]:
+        """The connection, opened with this (hashed) token, is closed when the peer falls silent or the token lets
+        nobody in any more. If it is `shown`, the agent is connected while the body runs; the end is written even when
+        the body was cancelled."""
+        watched = _Watched(agent, token, uuid4(), peer, shown, self._clock.now())
+        if shown:
+            await self._presence.connected(agent, watched.connection)
         slot = min(self._slots, key=len)
         slot.add(watched)
         self._occupied.set()
@@ -83,7 +88,8 @@ class ConnectionMonitor:
             yield
         finally:
             slot.discard(watched)
-            await self._report_end(watched)
+            if shown:
+                await self._report_end(watched)
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -111,15 +117,15 @@ class ConnectionMonitor:
         for one in alive:
             self._spawn(self._ping(one))
         try:
-            await self._presence.seen([(one.agent, one.connection) for one in alive])
-            obsolete = await self._presence.obsolete({one.agent for one in alive})
+            await self._presence.seen([(one.agent, one.connection) for one in alive if one.shown])
+            obsolete = await self._presence.obsolete({one.token for one in alive})
         except Exception:
             # A database that is away must not cost the agents their connections; the next tick tries again.
             logger.exception("cannot write which agents are connected")
             return
         for one in alive:
-            if one.agent in obsolete:
-                self._spawn(self._drop(one, "build is outdated"))
+            if one.token in obsolete:
+                self._spawn(self._drop(one, "build is outdated, or token was replaced"))
 
     async def _ping(self, watched: _Watched) -> None:
         with suppress(ConnectionLostError):  # the silence is judged at the next ticks, the end by who serves

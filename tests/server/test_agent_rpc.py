@@ -371,12 +371,18 @@ async def test_an_old_connection_that_ends_does_not_disconnect_a_new_one(server:
 
 
 @pytest.mark.spec("agent-api", 40)
-async def test_an_outdated_agent_is_dropped(database_url: str, tmp_path: Path) -> None:
-    async with deployment(database_url, tmp_path, ping_period=0.3) as server:
+@pytest.mark.parametrize("role", ["agent", "shipper"])
+@pytest.mark.parametrize(
+    ("path", "body"), [("/builds", {"transition": "start"}), ("/builds", {"transition": "delete"}), ("/token", None)]
+)
+async def test_whose_token_lets_nobody_in_any_more_is_dropped(
+    tmp_path: Path, role: str, path: str, body: dict[str, str] | None
+) -> None:
+    async with deployment(f"sqlite:///{tmp_path}/s.db", tmp_path, ping_period=0.3) as server:
         agent = await server.new_agent()
-        async with server.rpc(agent) as client:
+        async with server.rpc(agent, f"version=2.10&role={role}") as client:
             await call(client, methods.GET_MANIFEST, pb.GetManifestRequest())
-            await server.call("POST", "/api/v2/agents/dev/builds", json={"transition": "start"}, expect=201)
+            await server.call("POST", "/api/v2/agents/dev" + path, json=body, expect=201)
             async with asyncio.timeout(10):
                 assert await client.wait_closed() is None
         await server.call("GET", "/api/v2/workspaceagents/me/gitsshkey", token=agent.token, expect=401)

@@ -58,8 +58,8 @@ class Presence:
         if self.rows[agent][0] == connection:
             self.rows[agent] = (connection, "disconnected", self.clock.now())
 
-    async def obsolete(self, agents: Collection[UUID]) -> set[UUID]:
-        return self.outdated & set(agents)
+    async def obsolete(self, tokens: Collection[bytes]) -> set[bytes]:
+        return {token for token in tokens if UUID(bytes=token) in self.outdated}
 
 
 @asynccontextmanager
@@ -75,7 +75,7 @@ async def running(monitor: ConnectionMonitor) -> AsyncIterator[None]:
 
 async def hold(monitor: ConnectionMonitor, agent: UUID, peer: Peer) -> None:
     """What the handler of `me/rpc` does: serve until the connection is closed."""
-    async with monitor.watch(agent, peer):
+    async with monitor.watch(agent, agent.bytes, peer):
         await peer.closed.wait()
 
 

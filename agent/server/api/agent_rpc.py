@@ -18,7 +18,7 @@ from agent.server.monitor import ConnectionMonitor
 from agent.server.routes import EMPTY, Auth, Query, Route
 
 INTERNAL_ERROR = 1011
-MONITORED_ROLES = ("", "agent")
+SHOWN_ROLES = ("", "agent")
 
 logger = logging.getLogger("agent.server.rpc")
 
@@ -42,7 +42,7 @@ class AgentRpc:
                 auth=Auth.AGENT,
                 query=(
                     Query("version", "Version of the agent API that the agent speaks; 2.0 when absent"),
-                    Query("role", "Connections of another role than `agent` are not monitored"),
+                    Query("role", "With another role than `agent` the agent does not count as connected"),
                 ),
                 responses={101: EMPTY},
                 websocket=True,
@@ -67,13 +67,14 @@ class AgentRpc:
         async with AsyncExitStack() as stack:
             stack.push_async_callback(server.aclose)
             stack.enter_context(self._long_lived.track(lambda: server.aclose(GOING_AWAY)))
-            if call.query.get("role", "") in MONITORED_ROLES:
-                try:
-                    await stack.enter_async_context(self._monitor.watch(call.agent.id, server))
-                except Exception:
-                    logger.exception("agent %s: cannot write that it connected", call.agent.id)
-                    await server.aclose(INTERNAL_ERROR, "cannot write that the agent connected")
-                    return socket
+            shown = call.query.get("role", "") in SHOWN_ROLES
+            try:
+                watch = self._monitor.watch(call.agent.id, call.agent.token_hash, server, shown=shown)
+                await stack.enter_async_context(watch)
+            except Exception:
+                logger.exception("agent %s: cannot write that it connected", call.agent.id)
+                await server.aclose(INTERNAL_ERROR, "cannot write that the agent connected")
+                return socket
             logger.info("agent %s: connected with API version %s", call.agent.id, version)
             cause = await server.serve()
             logger.info("agent %s: disconnected: %s", call.agent.id, cause or "closed")

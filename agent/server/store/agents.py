@@ -86,13 +86,13 @@ async def by_id(session: AsyncSession, agent_id: UUID) -> AgentRow | None:
     return None if row is None else AgentRow(row[0], row[1], row[2], row[3])
 
 
-async def current_among(session: AsyncSession, agent_ids: Collection[UUID]) -> set[UUID]:
-    """Those of the agents that may (still) be connected."""
+async def current_tokens(session: AsyncSession, hashes: Collection[bytes]) -> set[bytes]:
+    """Those of the hashed tokens with which an agent may (still) be connected."""
     query = (
-        select(Agent.id)
+        select(Agent.token_hash)
         .join(Build, Build.id == Agent.build_id)
         .join(Workspace, Workspace.id == Build.workspace_id)
-        .where(Agent.id.in_(agent_ids), is_current())
+        .where(Agent.token_hash.in_(hashes), is_current())
     )
     return set((await session.scalars(query)).all())
 

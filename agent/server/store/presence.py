@@ -59,11 +59,11 @@ class PresenceStore:
             )
         self._changed(agent)
 
-    async def obsolete(self, connected: Collection[UUID]) -> set[UUID]:
-        if not connected:
+    async def obsolete(self, tokens: Collection[bytes]) -> set[bytes]:
+        if not tokens:
             return set()
         async with self._database.reading() as session:
-            return set(connected) - await agents.current_among(session, connected)
+            return set(tokens) - await agents.current_tokens(session, tokens)
 
 
 def _owned_by(*connections: UUID) -> ColumnElement[bool]:
