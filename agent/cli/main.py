@@ -6,6 +6,7 @@ imported for it.
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 
 import click
@@ -20,6 +21,8 @@ COMMANDS = {
     "logs": "Show the logs of an agent.",
     "users": "Manage the users of a server.",
     "tokens": "Manage API tokens.",
+    "gitssh": "Run ssh for git, with the key that the server keeps for the workspace's owner.",
+    "askpass": "Answer git's question for a login.",
 }
 """Name and short help. The command `x` is the attribute `x` of the module `agent.cli.x`."""
 
@@ -28,6 +31,12 @@ EXTRA_PACKAGES = ("aiosqlite", "alembic", "argon2", "asyncpg", "sqlalchemy")
 
 class LazyGroup(click.Group):
     """A group that knows its commands by name only."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        # GIT_ASKPASS names a program and no arguments, so git is known by how it calls (daemon.md §6.2).
+        if len(args) == 1 and args[0].startswith(("Username ", "Password ")) and "GIT_PREFIX" in os.environ:
+            args = ["askpass", "--", *args]
+        return super().parse_args(ctx, args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)

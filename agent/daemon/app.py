@@ -115,7 +115,8 @@ async def _run(config: AgentConfig, output: LogOutput) -> None:
 
 
 async def _live(config: AgentConfig, plane: ControlPlane, executable: str, clock: Clock) -> None:
-    environment = dict(os.environ)
+    # Programs in the workspace find the server by it, also where the agent was told by a flag.
+    environment = {**os.environ, "CODER_AGENT_URL": config.url}
     notifier = Notifier(environment)
     journal = Journal()
     context = CommandEnvironment(
@@ -217,6 +218,9 @@ async def _credentials(config: AgentConfig) -> CredentialSource:
 def _join_path(environment: MutableMapping[str, str]) -> str:
     """Let commands find the agent's program: its directory ends PATH (daemon.md §1.3, step 11)."""
     executable = executable_path(sys.argv[0])
+    if not executable:
+        get_logger("agent").warning("git gets no help: the program workspace-agent is not beside its Python")
+        return executable
     directory = os.path.dirname(executable)
     environment["PATH"] = f"{environment['PATH']}:{directory}" if environment.get("PATH") else directory
     return executable

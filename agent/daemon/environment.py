@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -25,8 +26,9 @@ class NoShellError(Exception):
 class CommandEnvironment:
     """The environment of everything that the agent starts, from the latest manifest.
 
-    `process` is the agent's own environment; `token` gives the current agent token; `bin_dir` is where scripts put
-    programs for later commands. All of it looks at files: call it in a thread.
+    `process` is the agent's own environment; `executable` is the agent's program, empty where there is none that git
+    could call; `token` gives the current agent token; `bin_dir` is where scripts put programs for later commands. All
+    of it looks at files: call it in a thread.
     """
 
     def __init__(
@@ -81,9 +83,10 @@ class CommandEnvironment:
             "CODER_WORKSPACE_OWNER_NAME": manifest.owner_name,
             "CODER_WORKSPACE_ID": str(manifest.workspace_id),
             "CODER_AGENT_TOKEN": self._token(),
-            "GIT_SSH_COMMAND": f"{self._executable} gitssh --",
             "CS_DISABLE_GETTING_STARTED_OVERRIDE": "true",
         }
+        if self._executable:
+            result["GIT_SSH_COMMAND"] = f"{shlex.quote(self._executable)} gitssh --"  # git gives it to a shell
         if manifest.vscode_proxy_uri:
             result["VSCODE_PROXY_URI"] = manifest.vscode_proxy_uri
         computed = {"USER": self._user, "LOGNAME": self._user}
@@ -94,7 +97,8 @@ class CommandEnvironment:
                 if not (source is self._process and (name, value) == ("GOTRACEBACK", "none")):
                     result.setdefault(name, value)
         result |= current.overlay
-        result["GIT_ASKPASS"] = self._executable
+        if self._executable:
+            result["GIT_ASKPASS"] = self._executable
         path = result.get("PATH", self._process.get("PATH", ""))
         result["PATH"] = f"{self._bin_dir}:{path}" if path else str(self._bin_dir)
         result["SSH_CLIENT"] = "0.0.0.0 0 0"
@@ -129,13 +133,13 @@ class _Current:
 def executable_path(argument: str) -> str:
     """The program that commands can call the agent by; `argument` is what it was started as.
 
-    `python -m agent` is not a program: the console command beside that Python stands for it.
+    `python -m agent` is not a program: the console command beside that Python stands for it. Empty without one.
     """
     path = os.path.abspath(argument)
     if os.access(path, os.X_OK) and os.path.isfile(path):
         return path
     beside = os.path.join(os.path.dirname(sys.executable), "workspace-agent")
-    return beside if os.path.exists(beside) else path
+    return beside if os.access(beside, os.X_OK) else ""
 
 
 def current_user(process: Mapping[str, str]) -> str:

@@ -29,10 +29,10 @@ class Fixture:
         self.passwd.write_text(PASSWD)
         self.process = {"PATH": "/usr/bin:/agent", "HOME": "/home/alice", "BOTH": "process", "CODER": "shadowed"}
 
-    def make(self) -> CommandEnvironment:
+    def make(self, executable: str = "/agent/coder") -> CommandEnvironment:
         return CommandEnvironment(
             process=self.process,
-            executable="/agent/coder",
+            executable=executable,
             bin_dir=BIN,
             token=lambda: "the-token",
             passwd=self.passwd,
@@ -73,6 +73,19 @@ def test_predefined_names(fixture: Fixture) -> None:
         "SSH_CLIENT": "0.0.0.0 0 0",
         "SSH_CONNECTION": "0.0.0.0 0 0.0.0.0 0",
     }
+
+
+@pytest.mark.parametrize(
+    ("executable", "command"), [("/a b/coder", "'/a b/coder' gitssh --"), ("", None)], ids=["with a blank", "none"]
+)
+def test_git_is_pointed_only_at_a_program_that_it_can_call(
+    fixture: Fixture, executable: str, command: str | None
+) -> None:
+    context = fixture.make(executable=executable)
+    context.update(manifest(), (), "")
+    environment = context.environment()
+    assert environment.get("GIT_SSH_COMMAND") == command
+    assert environment.get("GIT_ASKPASS") == (executable or None)
 
 
 LAYERS = ["requested", "process", "predefined", "manifest", "secret", "agent"]
