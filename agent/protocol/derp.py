@@ -221,8 +221,12 @@ class _Session:
         """Bytes kept of a frame that is not whole."""
         return self._reader.buffered
 
+    @property
+    def has_data_to_send(self) -> bool:
+        return bool(self._output) or self._pong is not None
+
     def data_to_send(self) -> list[bytes]:
-        """Frames to write now: answers of the handshake and pongs."""
+        """Frames to write now, apart from those that methods return."""
         if not self._output and self._pong is None:
             return []
         output, self._output = self._output, []
@@ -259,7 +263,7 @@ _CLIENT_LIMITS: Final = MappingProxyType({int(kind): MAX_CLIENT_FRAME for kind i
 class ClientSession(_Session):
     """The client's end of one connection, from the relay's first byte on.
 
-    `home` says whether this relay is the client's home at the time of the login.
+    `home` says whether this relay is the client's home.
     """
 
     def __init__(self, private_key: bytes, *, home: bool, random: Random = os.urandom) -> None:
@@ -305,15 +309,21 @@ class ClientSession(_Session):
             return b""
         return packet_frame(Kind.SEND_PACKET, destination, datagram)
 
-    def note_preferred(self, home: bool) -> bytes:
-        """The frame that says whether this relay is the client's home."""
-        self._home = home
-        return frame(Kind.NOTE_PREFERRED, bytes((home,)))
+    def set_home(self, home: bool) -> None:
+        """Whether this relay is the client's home; it is told when that changes."""
+        if home != self._home:
+            self._home = home
+            if self.greeted:
+                self._note_preferred()
 
-    def ping(self, data: bytes) -> bytes:
-        """The frame that asks for a `PongReceived` with the same 8 bytes."""
+    def ping(self, data: bytes) -> None:
+        """Ask for a `PongReceived` with the same 8 bytes. Only after the login."""
+        assert self.logged_in
         assert len(data) == PING_SIZE
-        return frame(Kind.PING, data)
+        self._output.append(frame(Kind.PING, data))
+
+    def _note_preferred(self) -> None:
+        self._output.append(frame(Kind.NOTE_PREFERRED, bytes((self._home,))))
 
     def _greet(self, payload: bytes) -> None:
         if len(payload) < len(MAGIC) + KEY_SIZE or not payload.startswith(MAGIC):
@@ -328,7 +338,7 @@ class ClientSession(_Session):
         login = self._seal(self._box, {"version": PROTOCOL_VERSION, "CanAckPings": True})
         self._output.append(frame(Kind.CLIENT_INFO, public_key(self._private_key) + login))
         if self._home:
-            self._output.append(self.note_preferred(True))
+            self._note_preferred()
 
     def _event(self, kind: int, payload: bytes) -> ClientEvent | None:
         if kind == Kind.PEER_GONE:

@@ -52,7 +52,9 @@ def joined() -> tuple[ClientSession, ServerSession]:
 
 @pytest.mark.spec("tailnet", 3)
 def test_the_handshake_byte_for_byte() -> None:
-    ours, theirs = client(home=True), server()
+    ours, theirs = client(), server()
+    ours.set_home(True)
+    assert not ours.has_data_to_send
     assert theirs.data_to_send() == [SERVER_KEY]
     assert not ours.greeted
     assert ours.receive(SERVER_KEY) == ([], [])
@@ -69,9 +71,14 @@ def test_the_handshake_byte_for_byte() -> None:
 def test_small_frames() -> None:
     ours, theirs = joined()
     assert derp.KEEP_ALIVE.hex() == "0600000000"
-    assert ours.note_preferred(True).hex() == "070000000101"
-    assert ours.ping(bytes(range(1, 9))).hex() == "12000000080102030405060708"
-    theirs.receive(ours.ping(bytes(range(1, 9))))
+    for home in (False, True, True, False):
+        ours.set_home(home)
+    assert [frame.hex() for frame in ours.data_to_send()] == ["070000000101", "070000000100"]
+    ours.ping(bytes(range(1, 9)))
+    (ping,) = ours.data_to_send()
+    assert ping.hex() == "12000000080102030405060708"
+    theirs.receive(ping)
+    assert theirs.has_data_to_send
     assert theirs.data_to_send()[0].hex() == "13000000080102030405060708"
     gone = derp.peer_gone(CLIENT, derp.GoneReason.NOT_HERE)
     assert gone.hex() == "0800000021" + CLIENT.hex() + "01"
@@ -102,8 +109,8 @@ def test_a_flipped_bit_in_a_box_is_rejected(bit: int) -> None:
 def test_packets_both_ways_and_before_the_login_is_confirmed() -> None:
     ours, theirs = client(), server()
     ours.receive(b"".join(theirs.data_to_send()))
-    sent = b"".join(ours.data_to_send()) + ours.packet(CLIENT, b"early", 0.0) + ours.note_preferred(False)
-    received = theirs.receive(sent)
+    sent = b"".join(ours.data_to_send()) + ours.packet(CLIENT, b"early", 0.0)
+    received = theirs.receive(sent + derp.frame(Kind.NOTE_PREFERRED, b"\0"))
     assert received == ([(CLIENT, b"early")], [LoggedIn(AGENT), derp.Preferred(False)])
     received_back = ours.receive(derp.packet_frame(Kind.RECV_PACKET, CLIENT, b"back"))
     assert received_back.packets == [(CLIENT, b"back")]
