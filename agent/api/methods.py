@@ -1,4 +1,4 @@
-"""The RPCs of the Agent service: names, messages, and the API version each appeared in (agent-api.md §6.6)."""
+"""The RPCs of both services: names, messages, and the API version each appeared in (agent-api.md §6.6)."""
 
 from __future__ import annotations
 
@@ -9,26 +9,29 @@ from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
 
 from agent.api.proto import agent_pb2 as pb
+from agent.api.proto import tailnet_pb2 as tailnet
 from agent.api.versions import ApiVersion
 
 Request = TypeVar("Request", bound=Message)
 Response = TypeVar("Response", bound=Message)
 
 SERVICE = "/coder.agent.v2.Agent/"
+TAILNET_SERVICE = "/coder.tailnet.v2.Tailnet/"
 
 
 @dataclass(frozen=True, slots=True)
 class RpcMethod(Generic[Request, Response]):
-    """One unary RPC. `path` is what dRPC's Invoke carries."""
+    """One RPC. `path` is what dRPC's Invoke carries. Those that stream say so where they are named."""
 
     name: str
     request: type[Request]
     response: type[Response]
     since: ApiVersion
+    service: str = SERVICE
 
     @property
     def path(self) -> str:
-        return SERVICE + self.name
+        return self.service + self.name
 
 
 class AgentApi(Protocol):
@@ -101,3 +104,26 @@ REPORT_BOUNDARY_LOGS = RpcMethod(
 )
 UPDATE_APP_STATUS = RpcMethod("UpdateAppStatus", pb.UpdateAppStatusRequest, pb.UpdateAppStatusResponse, _since(8))
 PUSH_CONTEXT_STATE = RpcMethod("PushContextState", pb.PushContextStateRequest, pb.PushContextStateResponse, _since(10))
+
+# The Tailnet service (tailnet.md §3.3)
+
+COORDINATE = RpcMethod("Coordinate", tailnet.CoordinateRequest, tailnet.CoordinateResponse, _since(0), TAILNET_SERVICE)
+"""Streams in both directions."""
+STREAM_DERP_MAPS = RpcMethod(
+    "StreamDERPMaps", tailnet.StreamDERPMapsRequest, tailnet.DERPMap, _since(0), TAILNET_SERVICE
+)
+"""Streams its responses."""
+POST_TELEMETRY = RpcMethod(
+    "PostTelemetry", tailnet.TelemetryRequest, tailnet.TelemetryResponse, _since(2), TAILNET_SERVICE
+)
+REFRESH_RESUME_TOKEN = RpcMethod(
+    "RefreshResumeToken",
+    tailnet.RefreshResumeTokenRequest,
+    tailnet.RefreshResumeTokenResponse,
+    _since(3),
+    TAILNET_SERVICE,
+)
+WORKSPACE_UPDATES = RpcMethod(
+    "WorkspaceUpdates", tailnet.WorkspaceUpdatesRequest, tailnet.WorkspaceUpdate, _since(3), TAILNET_SERVICE
+)
+"""Streams its responses."""

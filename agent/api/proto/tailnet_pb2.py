@@ -22,9 +22,12 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from google.protobuf import wrappers_pb2 as google_dot_protobuf_dot_wrappers__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x61gent/api/proto/tailnet.proto\x12\x10\x63oder.tailnet.v2\"\x84\x06\n\x07\x44\x45RPMap\x12\x39\n\x0bhome_params\x18\x01 \x01(\x0b\x32$.coder.tailnet.v2.DERPMap.HomeParams\x12\x37\n\x07regions\x18\x02 \x03(\x0b\x32&.coder.tailnet.v2.DERPMap.RegionsEntry\x1a\x8d\x01\n\nHomeParams\x12K\n\x0cregion_score\x18\x01 \x03(\x0b\x32\x35.coder.tailnet.v2.DERPMap.HomeParams.RegionScoreEntry\x1a\x32\n\x10RegionScoreEntry\x12\x0b\n\x03key\x18\x01 \x01(\x03\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a\xa2\x03\n\x06Region\x12\x11\n\tregion_id\x18\x01 \x01(\x03\x12\x16\n\x0e\x65mbedded_relay\x18\x02 \x01(\x08\x12\x13\n\x0bregion_code\x18\x03 \x01(\t\x12\x13\n\x0bregion_name\x18\x04 \x01(\t\x12\r\n\x05\x61void\x18\x05 \x01(\x08\x12\x34\n\x05nodes\x18\x06 \x03(\x0b\x32%.coder.tailnet.v2.DERPMap.Region.Node\x1a\xfd\x01\n\x04Node\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tregion_id\x18\x02 \x01(\x03\x12\x11\n\thost_name\x18\x03 \x01(\t\x12\x11\n\tcert_name\x18\x04 \x01(\t\x12\x0c\n\x04ipv4\x18\x05 \x01(\t\x12\x0c\n\x04ipv6\x18\x06 \x01(\t\x12\x11\n\tstun_port\x18\x07 \x01(\x05\x12\x11\n\tstun_only\x18\x08 \x01(\x08\x12\x11\n\tderp_port\x18\t \x01(\x05\x12\x1a\n\x12insecure_for_tests\x18\n \x01(\x08\x12\x12\n\nforce_http\x18\x0b \x01(\x08\x12\x14\n\x0cstun_test_ip\x18\x0c \x01(\t\x12\x13\n\x0b\x63\x61n_port_80\x18\r \x01(\x08\x1aP\n\x0cRegionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\x03\x12/\n\x05value\x18\x02 \x01(\x0b\x32 .coder.tailnet.v2.DERPMap.Region:\x02\x38\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x61gent/api/proto/tailnet.proto\x12\x10\x63oder.tailnet.v2\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1egoogle/protobuf/wrappers.proto\"\x84\x06\n\x07\x44\x45RPMap\x12\x39\n\x0bhome_params\x18\x01 \x01(\x0b\x32$.coder.tailnet.v2.DERPMap.HomeParams\x12\x37\n\x07regions\x18\x02 \x03(\x0b\x32&.coder.tailnet.v2.DERPMap.RegionsEntry\x1a\x8d\x01\n\nHomeParams\x12K\n\x0cregion_score\x18\x01 \x03(\x0b\x32\x35.coder.tailnet.v2.DERPMap.HomeParams.RegionScoreEntry\x1a\x32\n\x10RegionScoreEntry\x12\x0b\n\x03key\x18\x01 \x01(\x03\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a\xa2\x03\n\x06Region\x12\x11\n\tregion_id\x18\x01 \x01(\x03\x12\x16\n\x0e\x65mbedded_relay\x18\x02 \x01(\x08\x12\x13\n\x0bregion_code\x18\x03 \x01(\t\x12\x13\n\x0bregion_name\x18\x04 \x01(\t\x12\r\n\x05\x61void\x18\x05 \x01(\x08\x12\x34\n\x05nodes\x18\x06 \x03(\x0b\x32%.coder.tailnet.v2.DERPMap.Region.Node\x1a\xfd\x01\n\x04Node\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tregion_id\x18\x02 \x01(\x03\x12\x11\n\thost_name\x18\x03 \x01(\t\x12\x11\n\tcert_name\x18\x04 \x01(\t\x12\x0c\n\x04ipv4\x18\x05 \x01(\t\x12\x0c\n\x04ipv6\x18\x06 \x01(\t\x12\x11\n\tstun_port\x18\x07 \x01(\x05\x12\x11\n\tstun_only\x18\x08 \x01(\x08\x12\x11\n\tderp_port\x18\t \x01(\x05\x12\x1a\n\x12insecure_for_tests\x18\n \x01(\x08\x12\x12\n\nforce_http\x18\x0b \x01(\x08\x12\x14\n\x0cstun_test_ip\x18\x0c \x01(\t\x12\x13\n\x0b\x63\x61n_port_80\x18\r \x01(\x08\x1aP\n\x0cRegionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\x03\x12/\n\x05value\x18\x02 \x01(\x0b\x32 .coder.tailnet.v2.DERPMap.Region:\x02\x38\x01\"\x17\n\x15StreamDERPMapsRequest\"\xab\x03\n\x04Node\x12\n\n\x02id\x18\x01 \x01(\x03\x12)\n\x05\x61s_of\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0b\n\x03key\x18\x03 \x01(\x0c\x12\r\n\x05\x64isco\x18\x04 \x01(\t\x12\x16\n\x0epreferred_derp\x18\x05 \x01(\x05\x12=\n\x0c\x64\x65rp_latency\x18\x06 \x03(\x0b\x32\'.coder.tailnet.v2.Node.DerpLatencyEntry\x12N\n\x15\x64\x65rp_forced_websocket\x18\x07 \x03(\x0b\x32/.coder.tailnet.v2.Node.DerpForcedWebsocketEntry\x12\x11\n\taddresses\x18\x08 \x03(\t\x12\x13\n\x0b\x61llowed_ips\x18\t \x03(\t\x12\x11\n\tendpoints\x18\n \x03(\t\x1a\x32\n\x10\x44\x65rpLatencyEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a:\n\x18\x44\x65rpForcedWebsocketEntry\x12\x0b\n\x03key\x18\x01 \x01(\x05\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xec\x03\n\x11\x43oordinateRequest\x12\x43\n\x0bupdate_self\x18\x01 \x01(\x0b\x32..coder.tailnet.v2.CoordinateRequest.UpdateSelf\x12\x42\n\ndisconnect\x18\x02 \x01(\x0b\x32..coder.tailnet.v2.CoordinateRequest.Disconnect\x12>\n\nadd_tunnel\x18\x03 \x01(\x0b\x32*.coder.tailnet.v2.CoordinateRequest.Tunnel\x12\x41\n\rremove_tunnel\x18\x04 \x01(\x0b\x32*.coder.tailnet.v2.CoordinateRequest.Tunnel\x12R\n\x13ready_for_handshake\x18\x05 \x03(\x0b\x32\x35.coder.tailnet.v2.CoordinateRequest.ReadyForHandshake\x1a\x32\n\nUpdateSelf\x12$\n\x04node\x18\x01 \x01(\x0b\x32\x16.coder.tailnet.v2.Node\x1a\x0c\n\nDisconnect\x1a\x14\n\x06Tunnel\x12\n\n\x02id\x18\x01 \x01(\x0c\x1a\x1f\n\x11ReadyForHandshake\x12\n\n\x02id\x18\x01 \x01(\x0c\"\xdc\x02\n\x12\x43oordinateResponse\x12\x45\n\x0cpeer_updates\x18\x01 \x03(\x0b\x32/.coder.tailnet.v2.CoordinateResponse.PeerUpdate\x12\r\n\x05\x65rror\x18\x02 \x01(\t\x1a\xef\x01\n\nPeerUpdate\x12\n\n\x02id\x18\x01 \x01(\x0c\x12$\n\x04node\x18\x02 \x01(\x0b\x32\x16.coder.tailnet.v2.Node\x12\x42\n\x04kind\x18\x03 \x01(\x0e\x32\x34.coder.tailnet.v2.CoordinateResponse.PeerUpdate.Kind\x12\x0e\n\x06reason\x18\x04 \x01(\t\"[\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x08\n\x04NODE\x10\x01\x12\x10\n\x0c\x44ISCONNECTED\x10\x02\x12\x08\n\x04LOST\x10\x03\x12\x17\n\x13READY_FOR_HANDSHAKE\x10\x04\"\x1b\n\x19RefreshResumeTokenRequest\"\x8a\x01\n\x1aRefreshResumeTokenResponse\x12\r\n\x05token\x18\x01 \x01(\t\x12-\n\nrefresh_in\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\nexpires_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"5\n\x17WorkspaceUpdatesRequest\x12\x1a\n\x12workspace_owner_id\x18\x01 \x01(\x0c\"\xe7\x01\n\x0fWorkspaceUpdate\x12\x38\n\x13upserted_workspaces\x18\x01 \x03(\x0b\x32\x1b.coder.tailnet.v2.Workspace\x12\x30\n\x0fupserted_agents\x18\x02 \x03(\x0b\x32\x17.coder.tailnet.v2.Agent\x12\x37\n\x12\x64\x65leted_workspaces\x18\x03 \x03(\x0b\x32\x1b.coder.tailnet.v2.Workspace\x12/\n\x0e\x64\x65leted_agents\x18\x04 \x03(\x0b\x32\x17.coder.tailnet.v2.Agent\"\xf8\x01\n\tWorkspace\x12\n\n\x02id\x18\x01 \x01(\x0c\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x32\n\x06status\x18\x03 \x01(\x0e\x32\".coder.tailnet.v2.Workspace.Status\"\x9c\x01\n\x06Status\x12\x0b\n\x07UNKNOWN\x10\x00\x12\x0b\n\x07PENDING\x10\x01\x12\x0c\n\x08STARTING\x10\x02\x12\x0b\n\x07RUNNING\x10\x03\x12\x0c\n\x08STOPPING\x10\x04\x12\x0b\n\x07STOPPED\x10\x05\x12\n\n\x06\x46\x41ILED\x10\x06\x12\r\n\tCANCELING\x10\x07\x12\x0c\n\x08\x43\x41NCELED\x10\x08\x12\x0c\n\x08\x44\x45LETING\x10\t\x12\x0b\n\x07\x44\x45LETED\x10\n\"7\n\x05\x41gent\x12\n\n\x02id\x18\x01 \x01(\x0c\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x14\n\x0cworkspace_id\x18\x03 \x01(\x0c\"\x90\x01\n\x08IPFields\x12\x0f\n\x07version\x18\x01 \x01(\x05\x12\x31\n\x05\x63lass\x18\x02 \x01(\x0e\x32\".coder.tailnet.v2.IPFields.IPClass\"@\n\x07IPClass\x12\n\n\x06PUBLIC\x10\x00\x12\x0b\n\x07PRIVATE\x10\x01\x12\x0e\n\nLINK_LOCAL\x10\x02\x12\x0c\n\x08LOOPBACK\x10\x03\"\x95\x07\n\x08Netcheck\x12\x0b\n\x03UDP\x18\x01 \x01(\x08\x12\x0c\n\x04IPv6\x18\x02 \x01(\x08\x12\x0c\n\x04IPv4\x18\x03 \x01(\x08\x12\x13\n\x0bIPv6CanSend\x18\x04 \x01(\x08\x12\x13\n\x0bIPv4CanSend\x18\x05 \x01(\x08\x12\x0e\n\x06ICMPv4\x18\x06 \x01(\x08\x12-\n\tOSHasIPv6\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.BoolValue\x12\x39\n\x15MappingVariesByDestIP\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.BoolValue\x12/\n\x0bHairPinning\x18\t \x01(\x0b\x32\x1a.google.protobuf.BoolValue\x12(\n\x04UPnP\x18\n \x01(\x0b\x32\x1a.google.protobuf.BoolValue\x12\'\n\x03PMP\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.BoolValue\x12\'\n\x03PCP\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.BoolValue\x12\x15\n\rPreferredDERP\x18\r \x01(\x03\x12H\n\x0fRegionV4Latency\x18\x0e \x03(\x0b\x32/.coder.tailnet.v2.Netcheck.RegionV4LatencyEntry\x12H\n\x0fRegionV6Latency\x18\x0f \x03(\x0b\x32/.coder.tailnet.v2.Netcheck.RegionV6LatencyEntry\x12\x37\n\x08GlobalV4\x18\x11 \x01(\x0b\x32%.coder.tailnet.v2.Netcheck.NetcheckIP\x12\x37\n\x08GlobalV6\x18\x12 \x01(\x0b\x32%.coder.tailnet.v2.Netcheck.NetcheckIP\x1a\x46\n\nNetcheckIP\x12\x0c\n\x04hash\x18\x01 \x01(\t\x12*\n\x06\x66ields\x18\x02 \x01(\x0b\x32\x1a.coder.tailnet.v2.IPFields\x1aQ\n\x14RegionV4LatencyEntry\x12\x0b\n\x03key\x18\x01 \x01(\x03\x12(\n\x05value\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration:\x02\x38\x01\x1aQ\n\x14RegionV6LatencyEntry\x12\x0b\n\x03key\x18\x01 \x01(\x03\x12(\n\x05value\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration:\x02\x38\x01J\x04\x08\x10\x10\x11\"\xc6\x07\n\x0eTelemetryEvent\x12\n\n\x02id\x18\x01 \x01(\x0c\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0b\x61pplication\x18\x03 \x01(\t\x12\x37\n\x06status\x18\x04 \x01(\x0e\x32\'.coder.tailnet.v2.TelemetryEvent.Status\x12@\n\x0b\x63lient_type\x18\x06 \x01(\x0e\x32+.coder.tailnet.v2.TelemetryEvent.ClientType\x12\x14\n\x0cnode_id_self\x18\x07 \x01(\x04\x12\x16\n\x0enode_id_remote\x18\x08 \x01(\x04\x12\x42\n\x0cp2p_endpoint\x18\t \x01(\x0b\x32,.coder.tailnet.v2.TelemetryEvent.P2PEndpoint\x12\x11\n\thome_derp\x18\n \x01(\x05\x12+\n\x08\x64\x65rp_map\x18\x0b \x01(\x0b\x32\x19.coder.tailnet.v2.DERPMap\x12\x33\n\x0flatest_netcheck\x18\x0c \x01(\x0b\x32\x1a.coder.tailnet.v2.Netcheck\x12\x31\n\x0e\x63onnection_age\x18\r \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x33\n\x10\x63onnection_setup\x18\x0e \x01(\x0b\x32\x19.google.protobuf.Duration\x12,\n\tp2p_setup\x18\x0f \x01(\x0b\x32\x19.google.protobuf.Duration\x12/\n\x0c\x64\x65rp_latency\x18\x10 \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\x0bp2p_latency\x18\x11 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x35\n\x10throughput_mbits\x18\x12 \x01(\x0b\x32\x1b.google.protobuf.FloatValue\x12\x16\n\x0e\x63lient_version\x18\x13 \x01(\t\x1aU\n\x0bP2PEndpoint\x12\x0c\n\x04hash\x18\x01 \x01(\t\x12\x0c\n\x04port\x18\x02 \x01(\x05\x12*\n\x06\x66ields\x18\x03 \x01(\x0b\x32\x1a.coder.tailnet.v2.IPFields\")\n\x06Status\x12\r\n\tCONNECTED\x10\x00\x12\x10\n\x0c\x44ISCONNECTED\x10\x01\"9\n\nClientType\x12\x07\n\x03\x43LI\x10\x00\x12\t\n\x05\x41GENT\x10\x01\x12\n\n\x06\x43ODERD\x10\x02\x12\x0b\n\x07WSPROXY\x10\x03J\x04\x08\x05\x10\x06\"D\n\x10TelemetryRequest\x12\x30\n\x06\x65vents\x18\x01 \x03(\x0b\x32 .coder.tailnet.v2.TelemetryEvent\"\x13\n\x11TelemetryResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,16 +38,86 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DERPMAP_HOMEPARAMS_REGIONSCOREENTRY']._serialized_options = b'8\001'
   _globals['_DERPMAP_REGIONSENTRY']._loaded_options = None
   _globals['_DERPMAP_REGIONSENTRY']._serialized_options = b'8\001'
-  _globals['_DERPMAP']._serialized_start=52
-  _globals['_DERPMAP']._serialized_end=824
-  _globals['_DERPMAP_HOMEPARAMS']._serialized_start=180
-  _globals['_DERPMAP_HOMEPARAMS']._serialized_end=321
-  _globals['_DERPMAP_HOMEPARAMS_REGIONSCOREENTRY']._serialized_start=271
-  _globals['_DERPMAP_HOMEPARAMS_REGIONSCOREENTRY']._serialized_end=321
-  _globals['_DERPMAP_REGION']._serialized_start=324
-  _globals['_DERPMAP_REGION']._serialized_end=742
-  _globals['_DERPMAP_REGION_NODE']._serialized_start=489
-  _globals['_DERPMAP_REGION_NODE']._serialized_end=742
-  _globals['_DERPMAP_REGIONSENTRY']._serialized_start=744
-  _globals['_DERPMAP_REGIONSENTRY']._serialized_end=824
+  _globals['_NODE_DERPLATENCYENTRY']._loaded_options = None
+  _globals['_NODE_DERPLATENCYENTRY']._serialized_options = b'8\001'
+  _globals['_NODE_DERPFORCEDWEBSOCKETENTRY']._loaded_options = None
+  _globals['_NODE_DERPFORCEDWEBSOCKETENTRY']._serialized_options = b'8\001'
+  _globals['_NETCHECK_REGIONV4LATENCYENTRY']._loaded_options = None
+  _globals['_NETCHECK_REGIONV4LATENCYENTRY']._serialized_options = b'8\001'
+  _globals['_NETCHECK_REGIONV6LATENCYENTRY']._loaded_options = None
+  _globals['_NETCHECK_REGIONV6LATENCYENTRY']._serialized_options = b'8\001'
+  _globals['_DERPMAP']._serialized_start=149
+  _globals['_DERPMAP']._serialized_end=921
+  _globals['_DERPMAP_HOMEPARAMS']._serialized_start=277
+  _globals['_DERPMAP_HOMEPARAMS']._serialized_end=418
+  _globals['_DERPMAP_HOMEPARAMS_REGIONSCOREENTRY']._serialized_start=368
+  _globals['_DERPMAP_HOMEPARAMS_REGIONSCOREENTRY']._serialized_end=418
+  _globals['_DERPMAP_REGION']._serialized_start=421
+  _globals['_DERPMAP_REGION']._serialized_end=839
+  _globals['_DERPMAP_REGION_NODE']._serialized_start=586
+  _globals['_DERPMAP_REGION_NODE']._serialized_end=839
+  _globals['_DERPMAP_REGIONSENTRY']._serialized_start=841
+  _globals['_DERPMAP_REGIONSENTRY']._serialized_end=921
+  _globals['_STREAMDERPMAPSREQUEST']._serialized_start=923
+  _globals['_STREAMDERPMAPSREQUEST']._serialized_end=946
+  _globals['_NODE']._serialized_start=949
+  _globals['_NODE']._serialized_end=1376
+  _globals['_NODE_DERPLATENCYENTRY']._serialized_start=1266
+  _globals['_NODE_DERPLATENCYENTRY']._serialized_end=1316
+  _globals['_NODE_DERPFORCEDWEBSOCKETENTRY']._serialized_start=1318
+  _globals['_NODE_DERPFORCEDWEBSOCKETENTRY']._serialized_end=1376
+  _globals['_COORDINATEREQUEST']._serialized_start=1379
+  _globals['_COORDINATEREQUEST']._serialized_end=1871
+  _globals['_COORDINATEREQUEST_UPDATESELF']._serialized_start=1752
+  _globals['_COORDINATEREQUEST_UPDATESELF']._serialized_end=1802
+  _globals['_COORDINATEREQUEST_DISCONNECT']._serialized_start=1804
+  _globals['_COORDINATEREQUEST_DISCONNECT']._serialized_end=1816
+  _globals['_COORDINATEREQUEST_TUNNEL']._serialized_start=1818
+  _globals['_COORDINATEREQUEST_TUNNEL']._serialized_end=1838
+  _globals['_COORDINATEREQUEST_READYFORHANDSHAKE']._serialized_start=1840
+  _globals['_COORDINATEREQUEST_READYFORHANDSHAKE']._serialized_end=1871
+  _globals['_COORDINATERESPONSE']._serialized_start=1874
+  _globals['_COORDINATERESPONSE']._serialized_end=2222
+  _globals['_COORDINATERESPONSE_PEERUPDATE']._serialized_start=1983
+  _globals['_COORDINATERESPONSE_PEERUPDATE']._serialized_end=2222
+  _globals['_COORDINATERESPONSE_PEERUPDATE_KIND']._serialized_start=2131
+  _globals['_COORDINATERESPONSE_PEERUPDATE_KIND']._serialized_end=2222
+  _globals['_REFRESHRESUMETOKENREQUEST']._serialized_start=2224
+  _globals['_REFRESHRESUMETOKENREQUEST']._serialized_end=2251
+  _globals['_REFRESHRESUMETOKENRESPONSE']._serialized_start=2254
+  _globals['_REFRESHRESUMETOKENRESPONSE']._serialized_end=2392
+  _globals['_WORKSPACEUPDATESREQUEST']._serialized_start=2394
+  _globals['_WORKSPACEUPDATESREQUEST']._serialized_end=2447
+  _globals['_WORKSPACEUPDATE']._serialized_start=2450
+  _globals['_WORKSPACEUPDATE']._serialized_end=2681
+  _globals['_WORKSPACE']._serialized_start=2684
+  _globals['_WORKSPACE']._serialized_end=2932
+  _globals['_WORKSPACE_STATUS']._serialized_start=2776
+  _globals['_WORKSPACE_STATUS']._serialized_end=2932
+  _globals['_AGENT']._serialized_start=2934
+  _globals['_AGENT']._serialized_end=2989
+  _globals['_IPFIELDS']._serialized_start=2992
+  _globals['_IPFIELDS']._serialized_end=3136
+  _globals['_IPFIELDS_IPCLASS']._serialized_start=3072
+  _globals['_IPFIELDS_IPCLASS']._serialized_end=3136
+  _globals['_NETCHECK']._serialized_start=3139
+  _globals['_NETCHECK']._serialized_end=4056
+  _globals['_NETCHECK_NETCHECKIP']._serialized_start=3814
+  _globals['_NETCHECK_NETCHECKIP']._serialized_end=3884
+  _globals['_NETCHECK_REGIONV4LATENCYENTRY']._serialized_start=3886
+  _globals['_NETCHECK_REGIONV4LATENCYENTRY']._serialized_end=3967
+  _globals['_NETCHECK_REGIONV6LATENCYENTRY']._serialized_start=3969
+  _globals['_NETCHECK_REGIONV6LATENCYENTRY']._serialized_end=4050
+  _globals['_TELEMETRYEVENT']._serialized_start=4059
+  _globals['_TELEMETRYEVENT']._serialized_end=5025
+  _globals['_TELEMETRYEVENT_P2PENDPOINT']._serialized_start=4832
+  _globals['_TELEMETRYEVENT_P2PENDPOINT']._serialized_end=4917
+  _globals['_TELEMETRYEVENT_STATUS']._serialized_start=4919
+  _globals['_TELEMETRYEVENT_STATUS']._serialized_end=4960
+  _globals['_TELEMETRYEVENT_CLIENTTYPE']._serialized_start=4962
+  _globals['_TELEMETRYEVENT_CLIENTTYPE']._serialized_end=5019
+  _globals['_TELEMETRYREQUEST']._serialized_start=5027
+  _globals['_TELEMETRYREQUEST']._serialized_end=5095
+  _globals['_TELEMETRYRESPONSE']._serialized_start=5097
+  _globals['_TELEMETRYRESPONSE']._serialized_end=5116
 # @@protoc_insertion_point(module_scope)
