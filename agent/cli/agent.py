@@ -7,6 +7,7 @@ import sys
 
 import click
 
+from agent import lean_aiohttp  # noqa: F401 - before anything else imports aiohttp
 from agent.daemon.config import ConfigError, parse_config
 from agent.daemon.options import OPTIONS, Option, parse_bool
 

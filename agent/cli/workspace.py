@@ -13,6 +13,7 @@ from typing import TypeVar
 import click
 from yarl import URL
 
+from agent import lean_aiohttp  # noqa: F401 - before anything else imports aiohttp
 from agent.clock import SystemClock
 from agent.control import ControlError, ControlHttp, HeaderError, RestClient, run_header_command
 from agent.daemon.config import ConfigError, parse_config
