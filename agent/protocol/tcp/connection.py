@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import ipaddress
-
+from agent.protocol.tcp.endpoints import Endpoints
 from agent.protocol.tcp.limits import (
     Closed,
     Connected,
@@ -55,7 +54,7 @@ _LAST_ACK = State.LAST_ACK
 _CLOSED = State.CLOSED
 
 
-class Connection:
+class Connection(Endpoints):
     """What the owner reads from and writes to. After any call but `read` of nothing, the stack may want to send."""
 
     __slots__ = (
@@ -64,7 +63,6 @@ class Connection:
         "_close_noted",
         "_duplicate_acks",
         "_fin_at",
-        "_flow",
         "_heard",
         "_irs",
         "_iss",
@@ -89,7 +87,6 @@ class Connection:
         "_until",
         "counted",
         "counters",
-        "key",
         "queued",
         "state",
         "timers",
@@ -98,9 +95,8 @@ class Connection:
 
     def __init__(self, shared: Shared, key: bytes, flow: bytes, state: State, now: float) -> None:
         """Made by the stack. `key`: addresses and ports as in an incoming packet, `flow` as in an outgoing one."""
+        super().__init__(key, flow)
         self._shared = shared
-        self.key = key
-        self._flow = flow
         self.state = state
         self.counters = Counters()
         self._iss, self._stamp_offset = shared.identify(key, now)
@@ -134,31 +130,6 @@ class Connection:
 
     def __repr__(self) -> str:
         return f"<Connection {self.describe()} {self.state.value}>"
-
-    def describe(self) -> str:
-        """Both ends as text."""
-        local = f"[{ipaddress.IPv6Address(self.local_address)}]:{self.local_port}"
-        return f"{local} - [{ipaddress.IPv6Address(self.remote_address)}]:{self.remote_port}"
-
-    @property
-    def local_address(self) -> bytes:
-        """16 bytes."""
-        return self._flow[:16]
-
-    @property
-    def remote_address(self) -> bytes:
-        """16 bytes."""
-        return self._flow[16:32]
-
-    @property
-    def local_port(self) -> int:
-        """The port at our end."""
-        return int.from_bytes(self._flow[32:34], "big")
-
-    @property
-    def remote_port(self) -> int:
-        """The port at the peer."""
-        return int.from_bytes(self._flow[34:36], "big")
 
     @property
     def rtt(self) -> float | None:

@@ -15,6 +15,7 @@ from agent.protocol.tcp.buffer import SendBuffer
 from agent.protocol.tcp.cubic import Cubic, Snapshot
 from agent.protocol.tcp.limits import Counters, Limits
 from agent.protocol.tcp.rack import DUPLICATE_THRESHOLD, MAX_RTO, Rack, RoundTrip, Segment
+from agent.protocol.tcp.scoreboard import Scoreboard
 from agent.protocol.tcp.segment import FIN, MASK, PSH, TIMESTAMP_MARK, TIMESTAMPS, head_of, ones_sum
 
 _PLAIN = struct.Struct(">44sIIHHHH")
@@ -26,7 +27,6 @@ _PACED_RTT = 0.004
 _PACE_BURST = 0.002
 _PACE_SEGMENTS = 16
 _MAX_PERSIST = 60.0
-_MAX_SEEN_BLOCKS = 256
 
 
 class Sender:
@@ -36,6 +36,7 @@ class Sender:
         "_acked",
         "_backoff",
         "_blocked",
+        "_board",
         "_buffer",
         "_counters",
         "_duplicates",
@@ -62,7 +63,6 @@ class Sender:
         "_reorder_at",
         "_retries",
         "_rto_at",
-        "_seen",
         "_stamped",
         "_undo",
         "_undo_end",
@@ -114,7 +114,7 @@ class Sender:
         """Bytes that are neither known to have arrived nor counted as lost."""
         self._recovery: int | None = None
         """While a loss episode lasts: the position whose acknowledgement ends it."""
-        self._seen: dict[int, int] = {}
+        self._board = Scoreboard()
         self._acked = 0
         self._newest: Segment | None = None
         self._peak = 0
@@ -279,8 +279,8 @@ class Sender:
                 self._lose_first()
         if self._recovery is None:
             self._duplicates = 0
-        if self._seen and not self._queue:
-            self._seen.clear()
+        if self._board.runs:
+            self._board.forget(ack)
 
     def _cut(self, segment: Segment, ack: int) -> None:
         """The peer took a part of a segment."""
@@ -302,27 +302,28 @@ class Sender:
                 continue
             if end > self.nxt:
                 continue
-            first = self._seen.get(start, start)
-            if end <= first:
-                continue
-            if len(self._seen) >= _MAX_SEEN_BLOCKS:
-                self._seen.clear()
-            self._seen[start] = end
-            for index in range(bisect_left(queue, first + 1, key=_end), len(queue)):
-                segment = queue[index]
-                if segment.end > end:
-                    break
-                if segment.acked or segment.start < start:
-                    continue
-                segment.acked = True
-                rack.sacked += 1
-                size = segment.end - segment.start
-                self._acked += size
-                if not segment.lost:
-                    self._pipe -= size
-                rack.delivered(segment, now, echo, minimum)
-                if not segment.retransmissions and (self._newest is None or segment.sent_at >= self._newest.sent_at):
-                    self._newest = segment
+            run_start, run_end, fresh = self._board.add(start, end)
+            for new_start, new_end in fresh:
+                for index in range(bisect_left(queue, new_start + 1, key=_end), len(queue)):
+                    segment = queue[index]
+                    if segment.start >= new_end or segment.end > run_end:
+                        break
+                    if segment.acked or segment.start < run_start:
+                        continue
+                    self._selected(segment, echo, now, minimum)
+
+    def _selected(self, segment: Segment, echo: int | None, now: float, minimum: float) -> None:
+        """A segment has arrived beyond the cumulative acknowledgement."""
+        rack = self.rack
+        segment.acked = True
+        rack.sacked += 1
+        size = segment.end - segment.start
+        self._acked += size
+        if not segment.lost:
+            self._pipe -= size
+        rack.delivered(segment, now, echo, minimum)
+        if not segment.retransmissions and (self._newest is None or segment.sent_at >= self._newest.sent_at):
+            self._newest = segment
 
     def _probe_answered(self, echo: int | None) -> None:
         """The tail that a probe repeated has arrived. If the repetition was needed, there was a loss."""
@@ -483,7 +484,7 @@ class Sender:
             for segment in queue:
                 segment.acked = False
             self.rack.sacked = 0
-        self._seen.clear()
+        self._board.clear()
         self._lost = deque([segment for segment in queue if not segment.acked])
         for segment in self._lost:
             segment.lost = True
