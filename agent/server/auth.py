@@ -13,12 +13,13 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 from uuid import UUID
 
+import structlog
 from aiohttp import hdrs, web
 
 from agent.clock import Clock
 from agent.server.errors import ApiError
 from agent.server.routes import Auth
-from agent.server.store import Database, QueryError, agents, users
+from agent.server.store import Database, QueryError, agents, reason, users
 from agent.server.wire import parse_uuid
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ TOUCH_PERIOD = 60_000_000
 """Microseconds between two notes that a key was used; every request would be a write otherwise."""
 PARALLEL_PASSWORDS = 2
 """Each check takes 64 MiB and a core for tens of milliseconds."""
+
+log = structlog.get_logger("agent.server.auth")
 
 _ALPHABET = string.ascii_letters + string.digits
 _USER_TOKEN = re.compile(r"([0-9A-Za-z]{10})-([0-9A-Za-z]{22})", re.ASCII)
@@ -145,8 +148,11 @@ class Authenticator:
             # A session lives on while it is used; a token ends when it was made to end.
             is_session = key.login_type == "password"
             expires = max(key.expires_at, now + self._session_lifetime) if is_session else key.expires_at
-            async with self._database.transaction() as session:
-                await users.touch(session, key, now, expires)
+            try:
+                async with self._database.transaction() as session:
+                    await users.touch(session, key, now, expires)
+            except QueryError as error:  # a database that is full can still be read
+                log.warning("cannot note that a key was used", error=reason(error))
         return UserPrincipal(user.id, user.username, user.role, key.id)
 
     async def _agent(self, token: str) -> AgentPrincipal:
@@ -163,7 +169,7 @@ class Authenticator:
             async with self._database.reading() as session:
                 row = await agents.by_token(session, hash_agent_token(parsed))
         except QueryError as error:
-            raise ApiError(500, "Internal error checking workspace agent authorization.", str(error)) from error
+            raise ApiError(500, "Internal error checking workspace agent authorization.", reason(error)) from error
         if row is None:
             raise ApiError(
                 401,

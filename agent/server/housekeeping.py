@@ -7,7 +7,7 @@ import structlog
 from agent.backoff import Backoff
 from agent.clock import Clock
 from agent.server.events import Events, workspace_topic
-from agent.server.store import Database, QueryError, workspaces
+from agent.server.store import Database, QueryError, reason, workspaces
 
 STOP_PERIOD = 1.0
 PURGE_PERIOD = 3600.0
@@ -36,7 +36,7 @@ class Housekeeping:
                     await self.purge()
                     next_purge = self._clock.now() + PURGE_PERIOD
             except QueryError as error:
-                log.warning("housekeeping has to wait for the database", error=str(error))
+                log.warning("housekeeping has to wait for the database", error=reason(error))
                 await self._clock.sleep(backoff.next())
             else:
                 backoff.reset()

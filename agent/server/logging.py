@@ -6,7 +6,9 @@ import logging
 import sys
 
 import structlog
-from structlog.typing import Processor
+from structlog.typing import EventDict, Processor
+
+from agent.server.store import is_outage, reason
 
 
 def configure_logging(level: str) -> None:
@@ -17,6 +19,7 @@ def configure_logging(level: str) -> None:
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _shorten_outages,
     ]
     structlog.configure(
         processors=[
@@ -40,3 +43,13 @@ def configure_logging(level: str) -> None:
     )
     logging.getLogger("alembic").setLevel(max(number, logging.WARNING))
     logging.basicConfig(level=number, handlers=[handler], force=True)
+
+
+def _shorten_outages(_logger: object, _method: str, event: EventDict) -> EventDict:
+    """A database that is away fails every call of every agent: where each was made says nothing, and fills the disk."""
+    given = event.get("exc_info")
+    error = given[1] if isinstance(given, tuple) else sys.exc_info()[1] if given else None
+    if error is not None and is_outage(error):
+        event["error"] = reason(error)
+        del event["exc_info"]
+    return event

@@ -10,8 +10,10 @@ from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy import update
+from sqlalchemy.exc import OperationalError
 
 from agent.server.auth import Passwords
+from agent.server.store import users
 from agent.server.store.schema import Agent, Build
 from agent.testing import ManualClock
 from tests.server.deployment import Deployment, NewAgent, deployment
@@ -210,3 +212,15 @@ async def test_passwords() -> None:
     assert await passwords.verify(hashed, "secret")
     assert not await passwords.verify(hashed, "wrong")
     assert not await passwords.verify(None, "secret")
+
+
+async def test_a_database_that_takes_no_more_can_still_be_read(
+    tmp_path: Path, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def full(*_: object) -> None:
+        raise OperationalError("UPDATE", None, sqlite3.OperationalError("database or disk is full"))
+
+    async with deployment(f"sqlite:///{tmp_path}/s.db", tmp_path, clock) as server:
+        monkeypatch.setattr(users, "touch", full)
+        await clock.advance(120)
+        assert (await server.call("GET", "/api/v2/users/me"))["username"] == "admin"

@@ -15,7 +15,7 @@ from agent.server.events import Events, logs_topic
 from agent.server.http import Call, reply
 from agent.server.reports import quote
 from agent.server.routes import Auth, Route
-from agent.server.store import Database, QueryError, git_keys, logs
+from agent.server.store import Database, QueryError, git_keys, logs, reason
 from agent.server.store.logs import LimitReachedError
 from agent.server.wire import Body, Time, parse_uuid, rfc3339
 
@@ -119,7 +119,7 @@ class AgentMe:
             try:
                 source = await logs.add_external_source(self._database, agent, now)
             except QueryError as error:
-                raise ApiError(500, "Failed to create external log source.", _reason(error)) from error
+                raise ApiError(500, "Failed to create external log source.", reason(error)) from error
         try:
             await logs.append(self._database, agent, source, lines, limit=self._log_limit, now=now)
         except LimitReachedError as error:
@@ -127,7 +127,7 @@ class AgentMe:
             detail = "The agent's logs were over the limit before." if error.marked else ""
             raise ApiError(413, "Logs limit exceeded", detail) from error
         except (QueryError, LookupError) as error:
-            raise ApiError(500, "Failed to upload logs", _reason(error)) from error
+            raise ApiError(500, "Failed to upload logs", reason(error)) from error
         self._events.publish(logs_topic(agent))
         return reply()
 
@@ -144,7 +144,7 @@ class AgentMe:
         try:
             key = await git_keys.get_or_create(self._database, call.agent.owner_id, self._now())
         except QueryError as error:
-            raise ApiError(500, "Internal error fetching git SSH key.", _reason(error)) from error
+            raise ApiError(500, "Internal error fetching git SSH key.", reason(error)) from error
         return reply(GitSshKey(key.public, key.private))
 
     async def get_reinit(self, _: Call) -> web.StreamResponse:
@@ -174,8 +174,3 @@ def _uuid(text: str | None) -> UUID:
         return parse_uuid(text)
     except ValueError as error:
         raise ApiError(400, "Request body must be valid JSON.", str(error)) from error
-
-
-def _reason(error: Exception) -> str:
-    """The database's own words, without the statement and its values."""
-    return str(getattr(error, "orig", None) or error.__class__.__name__)

@@ -9,6 +9,6 @@ from __future__ import annotations
 from sqlalchemy.exc import SQLAlchemyError as QueryError
 from sqlalchemy.ext.asyncio import AsyncSession as Session
 
-from agent.server.store.database import Database, DatabaseError, open_database
+from agent.server.store.database import Database, DatabaseError, is_outage, open_database, reason
 
-__all__ = ["Database", "DatabaseError", "QueryError", "Session", "open_database"]
+__all__ = ["Database", "DatabaseError", "QueryError", "Session", "is_outage", "open_database", "reason"]

@@ -10,7 +10,17 @@ from typing import Any
 
 from sqlalchemy import Connection, event, func, make_url, select
 from sqlalchemy.engine import URL
-from sqlalchemy.exc import ArgumentError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DataError,
+    DBAPIError,
+    IntegrityError,
+    NotSupportedError,
+    OperationalError,
+    ProgrammingError,
+    SQLAlchemyError,
+    TimeoutError,
+)
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
 from agent.server.store import migrations
@@ -22,6 +32,17 @@ MIGRATION_LOCK, EXCLUSIVE_LOCK = 0x776F726B, 0x776F726C  # PostgreSQL's advisory
 
 class DatabaseError(Exception):
     """The database cannot be used; the text says which one and why, without the password."""
+
+
+def reason(error: BaseException) -> str:
+    """What the database itself said, without the statement."""
+    return str(getattr(error, "orig", None) or error.__class__.__name__)
+
+
+def is_outage(error: BaseException | None) -> bool:
+    """Whether the database could not do its work (it is away, locked or full), as opposed to a mistake in ours."""
+    ours = isinstance(error, IntegrityError | ProgrammingError | DataError | NotSupportedError)
+    return isinstance(error, DBAPIError | TimeoutError) and not ours
 
 
 class Database:
@@ -105,10 +126,13 @@ def parse_url(text: str) -> URL:
 
 
 def make_engine(url: URL) -> AsyncEngine:
-    """An engine with the settings that this program relies on."""
+    """An engine with the settings that this program relies on. Values, which may be secrets, are in no error's text."""
     if url.get_backend_name() == "postgresql":
-        return create_async_engine(url, pool_size=10, max_overflow=10, pool_timeout=30, pool_pre_ping=True)
-    engine = create_async_engine(url, connect_args={"timeout": BUSY_TIMEOUT}, pool_size=5, max_overflow=5)
+        return create_async_engine(
+            url, hide_parameters=True, pool_size=10, max_overflow=10, pool_timeout=30, pool_pre_ping=True
+        )
+    connect = {"timeout": BUSY_TIMEOUT}
+    engine = create_async_engine(url, hide_parameters=True, connect_args=connect, pool_size=5, max_overflow=5)
 
     @event.listens_for(engine.sync_engine, "connect")
     def configure(connection: Any, _record: Any) -> None:

@@ -12,7 +12,7 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import insert, select, text
 from sqlalchemy.exc import IntegrityError
 
-from agent.server.store import Database, DatabaseError, QueryError, open_database
+from agent.server.store import Database, DatabaseError, QueryError, is_outage, open_database, reason
 from agent.server.store.database import parse_url
 from agent.server.store.schema import Base, Log, Setting, User
 from tests.server.postgres import Postgres, running
@@ -45,6 +45,19 @@ async def test_a_database_of_a_newer_version_is_refused(database: Database, data
         await session.execute(text("UPDATE alembic_version SET version_num = '9999'"))
     with pytest.raises(DatabaseError, match=r"made by another version.*9999"):
         await open_database(database_url)
+
+
+async def test_no_error_tells_the_values(database: Database) -> None:
+    async def write() -> None:
+        async with database.transaction() as session:
+            await session.execute(insert(Setting).values(key="a", value={"token": "hush"}))
+
+    await write()
+    with pytest.raises(IntegrityError) as caught:
+        await write()
+    assert "hush" not in str(caught.value)
+    assert "INSERT" not in reason(caught.value)
+    assert not is_outage(caught.value)
 
 
 async def test_a_raising_body_is_rolled_back(database: Database) -> None:
@@ -155,9 +168,10 @@ async def test_a_postgresql_database_that_went_away() -> None:
         database = await open_database(postgres.new_database())
     try:
         for begin in (database.reading, database.transaction):
-            with pytest.raises(QueryError, match="Connect call failed"):
+            with pytest.raises(QueryError, match="Connect call failed") as caught:
                 async with begin():
                     pass
+            assert is_outage(caught.value)
     finally:
         await database.aclose()
 
