@@ -1,0 +1,35 @@
+// The other end of our tailnet: Tailscale's own code, in the variant that Coder's deployments run.
+//
+// It says what a test waits for as lines on its standard output, and ends with its standard input.
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+)
+
+func main() {
+	if len(os.Args) < 2 {
+		fail(fmt.Errorf("need a command: derp-server or derp-client"))
+	}
+	go func() {
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		os.Exit(0)
+	}()
+	var err error
+	switch os.Args[1] {
+	case "derp-server":
+		err = derpServer()
+	case "derp-client":
+		err = derpClient(os.Args[2:])
+	default:
+		err = fmt.Errorf("unknown command %q", os.Args[1])
+	}
+	fail(err)
+}
+
+func fail(err error) {
+	fmt.Fprintln(os.Stderr, err)
+	os.Exit(1)
+}
