@@ -102,7 +102,8 @@ def human(record: Record) -> str:
             text += f"  {key}={value if _PLAIN.fullmatch(value) else json.dumps(value, ensure_ascii=False)}"
     if record.stack:
         tail += "\n  " + record.stack.rstrip("\n").replace("\n", "\n  ")
-    return text + tail + "\n"
+    # What a server or a script says must not steer the terminal that shows it.
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text + tail) + "\n"
 
 
 def as_json(record: Record) -> str:
@@ -132,6 +133,7 @@ def stackdriver(record: Record) -> str:
     return json.dumps(entry, ensure_ascii=False) + "\n"
 
 
+_CONTROL = re.compile(r"[^\t\n\x20-\x7e\xa0-\U0010ffff]")
 _PLAIN = re.compile(r"[\w@%+:,./\[\]-]+")
 
 

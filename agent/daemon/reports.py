@@ -75,7 +75,7 @@ class LifecycleReporter:
                 seconds=transition.changed_at // 1_000_000, nanos=transition.changed_at % 1_000_000 * 1000
             ),
         )
-        await api.call(methods.UPDATE_LIFECYCLE, pb.UpdateLifecycleRequest(lifecycle=report))
+        await api.call(methods.UPDATE_LIFECYCLE, pb.UpdateLifecycleRequest(lifecycle=report), timeout=CALL_LIMIT)
         self._journal.acknowledge(transition)
 
 

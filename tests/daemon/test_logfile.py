@@ -66,6 +66,13 @@ def test_human_lines() -> None:
     )
 
 
+def test_human_lines_steer_no_terminal() -> None:
+    entry = record("a\x1b[2Jb\r", x="\x1b]0;title\x07\nü\t")
+    assert logfile.human(entry) == (
+        "2026-06-27 12:00:00.123 [info]  agent.test: a\\x1b[2Jb\\x0d\n  x= \\x1b]0;title\\x07\n    ü\t\n"
+    )
+
+
 def test_json_and_stackdriver_are_one_object_per_line() -> None:
     entry = json.loads(logfile.as_json(record("hi\nthere", a="1")))
     assert entry == {

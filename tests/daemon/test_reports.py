@@ -85,6 +85,18 @@ async def test_a_state_that_was_cut_off_is_sent_at_once_and_no_other_again(
     assert len(server.calls) == 3
 
 
+async def test_a_server_that_takes_a_state_and_never_answers_costs_the_connection(
+    clock: ManualClock, server: FakeControlPlane
+) -> None:
+    lifecycle = LifecycleReporter(Journal(), clock, nothing)
+    server.hanging.add("UpdateLifecycle")
+    lifecycle.enter(State.STARTING)
+    async with connected(server, lifecycle.run) as task:
+        await clock.advance(30)
+        with pytest.raises(ConnectionLostError, match="no answer"):
+            await task
+
+
 @pytest.mark.spec("daemon", 23)
 async def test_another_agent_hears_the_current_state(clock: ManualClock, server: FakeControlPlane) -> None:
     lifecycle = LifecycleReporter(Journal(), clock, nothing)
