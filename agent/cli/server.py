@@ -44,8 +44,7 @@ DEFAULT_PORT = 7080
     "--stun-port",
     type=click.IntRange(0, 65535),
     envvar="WORKSPACE_AGENT_STUN_PORT",
-    help="Answer STUN requests on this UDP port, so that agents and clients learn their public addresses; "
-    "0 is any free one.  [default: no STUN]",
+    help="Answer STUN requests of agents and clients on this UDP port; 0 is any free one.  [default: no STUN]",
 )
 @click.option("--print-login", is_flag=True, help="Print a one-time login link for the owner, who is made if need be.")
 @click.option(

@@ -11,7 +11,7 @@ import os
 import random
 import struct
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -261,9 +261,6 @@ class Relay:
         """How many node keys are here."""
         return len(self._clients)
 
-    def __iter__(self) -> Iterator[bytes]:
-        return iter(self._clients)
-
     def connect(self, link: Link) -> Connection:
         """A new connection, whose greeting `link` is woken for. Raises `RelayFullError`."""
         if self._logging_in >= MAX_LOGINS:
@@ -348,8 +345,3 @@ class Relay:
             and connection.may_tell_gone(self._clock.now())
         ):
             connection.tell(peer_gone(key, GoneReason.NOT_HERE))
-
-    def abort_all(self) -> None:
-        """Cut everybody off."""
-        for connection in tuple(self._connections):
-            connection.link.abort()

@@ -149,9 +149,12 @@ class DerpClient:
         self.last_write = self._clock.now()
         queue = self._queue
         for index, datagram in enumerate(datagrams):
-            if len(queue) >= QUEUE and not (self._wire is not None and self._wire.flush()):
-                self.counters.dropped_full += len(datagrams) - index
-                return index
+            if len(queue) >= QUEUE:
+                if self._wire is not None:
+                    self._wire.flush()
+                if len(queue) >= QUEUE:
+                    self.counters.dropped_full += len(datagrams) - index
+                    return index
             queue.append((destination, datagram))
         self._wake()
         return len(datagrams)

@@ -76,6 +76,10 @@ class Served:
         part = Derp(self.relay, LongLived(), SystemClock())
         return await part.connect(Call(request, part.routes()[0], SystemClock(), None))
 
+    def cut_off(self) -> None:
+        for connection in tuple(self.relay._connections):
+            connection.link.abort()
+
     @property
     def upgrades(self) -> list[str]:
         return [request.headers["Upgrade"].lower() for request in self.requests]
@@ -92,7 +96,7 @@ async def serving(served: Served, *, port: int = 0, context: ssl.SSLContext | No
     try:
         yield served
     finally:
-        served.relay.abort_all()
+        served.cut_off()
         await runner.cleanup()
 
 
@@ -181,7 +185,7 @@ async def test_a_proxy_that_refuses_the_upgrade() -> None:
         )
         await connected(made)
         assert served.upgrades == ["derp", "websocket"]
-        served.relay.abort_all()
+        served.cut_off()
         await until(lambda: len(served.requests) == 3)
         assert served.upgrades == ["derp", "websocket", "websocket"], "permanently"
 

@@ -249,7 +249,7 @@ def test_the_books_are_balanced(steps: list[tuple[int, int, str]]) -> None:
         elif action == "c" and one in peers:
             peers.pop(one).connection.close()
     assert {peer.connection for peer in peers.values()} == relay._connections
-    assert set(relay) == {peer.key for peer in peers.values()}
+    assert set(relay._clients) == {peer.key for peer in peers.values()}
     for client in relay._clients.values():
         assert client.sent_to <= relay._connections
         assert all(client in receiver.heard_from for receiver in client.sent_to)

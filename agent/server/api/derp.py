@@ -84,6 +84,8 @@ class Derp:
         try:
             if request.headers.get("Derp-Fast-Start") != "1":
                 await response.prepare(request)
+            if request.transport is None:  # aiohttp heard of the end, which `link` never would
+                raise ConnectionResetError("the client went away")
             link.start()
             with self._long_lived.track(link.aclose):
                 await link.closed.wait()
