@@ -34,10 +34,12 @@ class Provider:
 
 def check_provider(provider: Provider) -> None:
     """Raises `ProviderError`."""
-    if re.fullmatch(r"[a-z0-9](?:-?[a-z0-9]){0,63}", provider.id) is None:
+    if len(provider.id) > 64 or re.fullmatch(r"[a-z0-9](?:-?[a-z0-9])*", provider.id) is None:
         raise ProviderError("id", "must be of lower-case letters, digits and single hyphens, at most 64 characters")
-    if not provider.type:
-        raise ProviderError("type", "is empty; it is for example github, gitlab or bitbucket-cloud")
+    if not 0 < len(provider.type) <= 32:
+        raise ProviderError("type", "must have 1 to 32 characters; it is for example github, gitlab or bitbucket-cloud")
+    if len(provider.display_name) > 128:
+        raise ProviderError("display_name", "is longer than 128 characters")
     if len(provider.regex) > 512:
         raise ProviderError("regex", "is longer than 512 characters")
     try:

@@ -166,7 +166,8 @@ class Front:
         return await route.handler(Call(request, route, self._clock, principal))
 
     def _limit(self, request: web.Request, caller: object, route: Route | None) -> None:
-        """Counts per caller and path. Agents count each on their own, not all behind one address together."""
+        """Counts per caller and path. Agents count each on their own, not all behind one address together. Who is
+        nobody counts per route: as many paths as they like to make up must not displace what others are counted by."""
         limit = route.rate_limit if route and route.rate_limit is not None else self._rate_limit
         if limit <= 0 or not request.path.startswith((API, "/login")):
             return
@@ -174,8 +175,10 @@ class Front:
             if isinstance(caller, UserPrincipal) and caller.is_owner:
                 return
             raise ApiError(428, f'"{BYPASS}" was given, but you are no owner.')
-        key = caller.id if isinstance(caller, UserPrincipal | AgentPrincipal) else caller
-        verdict = self._limiter.check((key, request.path), limit, self._clock.now())
+        key = caller, route.path if route else ""
+        if isinstance(caller, UserPrincipal | AgentPrincipal):
+            key = caller.id, request.path
+        verdict = self._limiter.check(key, limit, self._clock.now())
         request[RATE_LIMIT_HEADERS] = verdict.headers(self._clock.wall() // 1_000_000_000)
         if not verdict.allowed:
             raise ApiError(429, f"You've been rate limited for sending more than {limit} requests in 1m0s.")

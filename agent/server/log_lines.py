@@ -20,7 +20,8 @@ LEVEL_NAMES: dict[int, str] = {number: name for name, number in LEVELS.items()}
 
 
 class LogLine(NamedTuple):
-    """`level` is a number of `pb.Log.Level`; `size` the length of the whole line in bytes; `output` is cut."""
+    """`level` is a number of `pb.Log.Level`; `output` is cut. `size` is the length of the whole line in bytes; an empty
+    line counts as one, so that an endless number of them comes to an end, too."""
 
     level: int
     output: str
@@ -37,7 +38,7 @@ def line(level: int, output: str) -> LogLine:
     if "\0" in output:
         output = clean(output)
     size = len(output) if output.isascii() else len(output.encode())
-    return LogLine(level if level in LEVEL_NAMES else pb.Log.INFO, output[:MAX_LINE], size)
+    return LogLine(level if level in LEVEL_NAMES else pb.Log.INFO, output[:MAX_LINE], size or 1)
 
 
 def clean(text: str) -> str:

@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Protocol
 from uuid import UUID
 
@@ -23,6 +24,9 @@ from agent.server.resources import Measurement
 
 MAX_METADATA_VALUE = MAX_METADATA_ERROR = 2048  # bytes (§11.2)
 MAX_METADATA_KEYS = 6144  # bytes, all keys of one report
+
+MAX_VERSION, MAX_DIRECTORY, MAX_REASON = 128, 4096, 1024  # characters that are stored
+MAX_PROTOCOLS, MAX_PROTOCOL = 64, 64  # how many kinds of connections a report counts, and characters of each name
 
 MAX_DATAPOINTS = 1000  # per push; the agent sends as many as it was told to keep
 
@@ -113,7 +117,8 @@ def parse_startup(startup: pb.Startup | None) -> StartupReport:
         if subsystem not in _SUBSYSTEM_NAMES:
             raise ReportRefusedError(f"invalid agent subsystem {_enum(pb.Startup.Subsystem.items(), subsystem)}")
     names = dict.fromkeys(_SUBSYSTEM_NAMES[subsystem] for subsystem in startup.subsystems)
-    return StartupReport(clean(startup.version), clean(startup.expanded_directory), tuple(names))
+    directory = clean(startup.expanded_directory[:MAX_DIRECTORY])
+    return StartupReport(startup.version[:MAX_VERSION], directory, tuple(names))
 
 
 def parse_lifecycle(lifecycle: pb.Lifecycle | None, now: int) -> LifecycleReport:
@@ -206,7 +211,10 @@ def parse_measurements(datapoints: Iterable[pb.PushResourcesMonitoringUsageReque
 def parse_stats(stats: pb.Stats) -> dict[str, object]:
     """The columns of a stats report (§8.3); the agent's own metrics are not kept."""
     return {
-        "connections_by_proto": {clean(name): count for name, count in stats.connections_by_proto.items()},
+        "connections_by_proto": {
+            clean(name[:MAX_PROTOCOL]): count
+            for name, count in islice(stats.connections_by_proto.items(), MAX_PROTOCOLS)
+        },
         "connection_count": stats.connection_count,
         # Not a number and infinities have no place in JSON.
         "connection_median_latency_ms": latency
@@ -250,7 +258,7 @@ def parse_connection(connection: pb.Connection | None, now: int) -> ConnectionRe
         at=(_time(connection.timestamp) if connection.HasField("timestamp") else None) or now,
         ip=ip,
         status_code=connection.status_code if ended else None,
-        reason=clean(connection.reason) if ended and connection.HasField("reason") else None,
+        reason=clean(connection.reason[:MAX_REASON]) if ended and connection.HasField("reason") else None,
     )
 
 

@@ -78,6 +78,11 @@ async def test_log_source_twice(server: Deployment) -> None:
         assert answer == {"workspace_agent_id": str(agent.id), "id": source, "display_name": name, "icon": "/i"}
     sources = [one for one in (await server.agent(agent))["log_sources"] if one["id"] == source]
     assert [one["display_name"] for one in sources] == ["first"]
+    huge = {"id": str(uuid4()), "display_name": "n" * 1000, "icon": "i" * 10_000}
+    await server.call("POST", f"{ME}/log-source", token=agent.token, json=huge, expect=201)
+    assert ("n" * 127, "i" * 4096) in [
+        (one["display_name"], one["icon"]) for one in (await server.agent(agent))["log_sources"]
+    ]
 
 
 @pytest.mark.parametrize(

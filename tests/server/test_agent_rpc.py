@@ -92,6 +92,10 @@ async def test_startup_and_lifecycle(server: Deployment) -> None:
         lifecycle = pb.Lifecycle(state=states.STARTING, changed_at=THEN)
         await call(client, methods.UPDATE_LIFECYCLE, pb.UpdateLifecycleRequest(lifecycle=lifecycle))
         assert "ready_at" not in await server.agent(agent)
+        huge = pb.Startup(version="v1.0.0+" + "x" * 1000, expanded_directory="/" * 5000)
+        assert await call(client, methods.UPDATE_STARTUP, pb.UpdateStartupRequest(startup=huge)) == huge
+        shown = await server.agent(agent)
+        assert (shown["version"], shown["expanded_directory"]) == (huge.version[:128], "/" * 4096)
         bad = pb.UpdateStartupRequest(startup=pb.Startup(version="2.1.0"))
         assert await refusal(client, methods.UPDATE_STARTUP, bad) == 'invalid agent semver version "2.1.0"'
         text = await refusal(client, methods.UPDATE_LIFECYCLE, pb.UpdateLifecycleRequest())
@@ -206,6 +210,9 @@ async def test_stats(server: Deployment, database_url: str) -> None:
         [row] = await server.rows(schema.AgentStats)
         assert (row.agent_id, row.rx_bytes, row.connection_median_latency_ms) == (agent.id, 2**40, -0.001)
         assert row.connections_by_proto == {"TCP": 3}
+        hostile = pb.Stats(connections_by_proto={f"{number:0100}": 1 for number in range(1000)})
+        await call(client, methods.UPDATE_STATS, pb.UpdateStatsRequest(stats=hostile))
+        assert len((await server.rows(schema.AgentStats))[1].connections_by_proto) <= 64
 
 
 async def test_script_timings(server: Deployment) -> None:

@@ -111,7 +111,10 @@ async def test_owners_configure_users_link(server: Deployment) -> None:
         ("x", {"type": "github", "regex": "("}, "regex"),
         ("x", {"type": "github", "regex": "a" * 513}, "regex"),
         ("x", {"type": ""}, "type"),
+        ("x", {"type": "t" * 33}, "type"),
+        ("x", {"type": "github", "display_name": "x" * 129}, "display_name"),
         ("X!", {"type": "github"}, "id"),
+        ("a-" * 32 + "a", {"type": "github"}, "id"),
     ],
 )
 async def test_bad_providers(server: Deployment, provider: str, body: dict[str, str], field: str) -> None:

@@ -155,6 +155,8 @@ def test_connection_reports() -> None:
     end = pb.Connection(id=ID.bytes, action=kinds.DISCONNECT, type=kinds.VSCODE, ip="::1", status_code=5, reason="")
     report = reports.parse_connection(end, NOW)
     assert (report.at, report.ip, report.status_code, report.reason) == (NOW, "::1", 5, "")
+    end.reason = "x" * 5000
+    assert reports.parse_connection(end, NOW).reason == "x" * 1024
     refused = {
         "connection is required": None,
         "connection id from bytes: invalid UUID (got 0 bytes)": pb.Connection(),

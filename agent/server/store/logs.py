@@ -16,7 +16,7 @@ from agent.server.store.database import Database
 from agent.server.store.dialect import insert, insert_or_ignore
 from agent.server.store.schema import Agent, Build, Log, LogSource, LogSpool, Workspace
 
-MAX_SOURCE_NAME = 127
+MAX_SOURCE_NAME, MAX_ICON = 127, 4096  # characters that are stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +142,7 @@ async def add_source(database: Database, agent: UUID, source: UUID, name: str, i
         "id": source,
         "created_at": now,
         "display_name": name[:MAX_SOURCE_NAME],
-        "icon": icon,
+        "icon": icon[:MAX_ICON],
     }
     async with database.transaction() as session:
         await session.execute(insert_or_ignore(database.dialect, LogSource).values(row))

@@ -48,7 +48,7 @@ async def test_stored_in_order_with_one_time(database: Database) -> None:
     assert {(row.created_at, row.level, row.source_id) for row in rows} == {(77, pb.Log.INFO, SOURCE)}
     assert rows == sorted(rows)
     assert await logs.read(database, agent, rows[3].id, 1) == [rows[4]]
-    assert await length(database, agent) == (1 + 1 + 0 + 5 + 2000 + 5, False)
+    assert await length(database, agent) == (1 + 1 + 1 + 5 + 2000 + 5, False)  # an empty line counts, too
 
 
 @pytest.mark.parametrize("first", [0, 1])
