@@ -1,0 +1,169 @@
+"""Connections and datagrams to ports of the workspace without a service of the node's own (tailnet.md §8.4, §8.5)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from typing import Final
+
+from agent.clock import Clock
+from agent.protocol.ip import MAX_UDP_PAYLOAD, Datagram, build_udp
+from agent.protocol.tcp import Connection, TcpError
+from agent.tailnet.engine import Engine
+from agent.tailnet.streams import TailnetStream
+
+LOOPBACK: Final = ("127.0.0.1", "::1")
+DIAL_TIMEOUT: Final = 10.0
+CHUNK: Final = 262_144
+MAX_FLOWS: Final = 1024
+MAX_EARLY: Final = 16
+"""Datagrams of a flow that wait for its local socket."""
+IDLE, IDLE_DNS = 120.0, 30.0
+"""Seconds without traffic after which a UDP flow is forgotten; for port 53 the shorter one."""
+
+
+async def dial_local(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A connection to a listener in the workspace, on IPv4 or else IPv6. Raises `OSError`, `TimeoutError`."""
+    first: OSError | None = None
+    for host in LOOPBACK:
+        try:
+            async with asyncio.timeout(DIAL_TIMEOUT):
+                return await asyncio.open_connection(host, port, limit=CHUNK)
+        except OSError as error:
+            first = first or error
+    assert first is not None
+    raise first
+
+
+async def forward_tcp(engine: Engine, connection: Connection) -> None:
+    """Dial the port in the workspace, and only then answer the peer; copy both ways until both sides are done."""
+    try:
+        reader, writer = await dial_local(connection.local_port)
+    except OSError:  # TimeoutError is one
+        engine.refuse(connection)
+        return
+    stream = engine.accept(connection)
+    try:
+        await stream.connected()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(_inward(stream, writer))
+            group.create_task(_outward(reader, stream))
+    except* (OSError, TcpError):
+        # One side broke off: the other must not take this for a proper end.
+        stream.abort()
+        writer.transport.abort()
+    finally:
+        stream.close()
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+
+
+async def _inward(stream: TailnetStream, writer: asyncio.StreamWriter) -> None:
+    while data := await stream.read(CHUNK):
+        writer.write(data)
+        await writer.drain()
+    with contextlib.suppress(OSError):  # it has closed both directions already
+        writer.write_eof()
+
+
+async def _outward(reader: asyncio.StreamReader, stream: TailnetStream) -> None:
+    while data := await reader.read(CHUNK):
+        await stream.write(data)
+    stream.shutdown_write()
+
+
+class _Flow(asyncio.DatagramProtocol):
+    def __init__(self, answer: Callable[[bytes], None], now: float) -> None:
+        self._answer = answer
+        self.transport: asyncio.DatagramTransport | None = None
+        self.early: list[bytes] = []
+        self.last = now
+        self.idle = IDLE
+
+    def datagram_received(self, data: bytes, addr: object) -> None:
+        self._answer(data)
+
+
+class UdpForwarder:
+    """Flows of UDP datagrams, each with a local socket of its own, so that answers find their way back."""
+
+    def __init__(self, engine: Engine, clock: Clock) -> None:
+        self._engine = engine
+        self._clock = clock
+        self._flows: dict[tuple[bytes, int, bytes, int], _Flow] = {}
+        self._opening: set[asyncio.Task[None]] = set()
+        self._sweeper: asyncio.Task[None] | None = None
+        self.dropped = 0
+
+    def take(self, datagram: Datagram) -> None:
+        """A datagram of a peer for a port in the workspace."""
+        key = datagram.source, datagram.source_port, datagram.destination, datagram.destination_port
+        now = self._clock.now()
+        flow = self._flows.get(key)
+        if flow is None:
+            if len(self._flows) >= MAX_FLOWS:
+                self.dropped += 1
+                return
+            flow = self._flows[key] = _Flow(lambda data: self._answer(key, data), now)
+            flow.idle = IDLE_DNS if datagram.destination_port == 53 else IDLE
+            task = asyncio.create_task(self._open(key, flow), name="udp flow")
+            self._opening.add(task)
+            task.add_done_callback(self._opening.discard)
+            if self._sweeper is None:
+                self._sweeper = asyncio.create_task(self._sweep(), name="udp flow sweeper")
+        flow.last = now
+        if flow.transport is not None:
+            flow.transport.sendto(datagram.payload)
+        elif len(flow.early) < MAX_EARLY:
+            flow.early.append(datagram.payload)
+        else:
+            self.dropped += 1
+
+    def _answer(self, key: tuple[bytes, int, bytes, int], data: bytes) -> None:
+        peer, peer_port, own, own_port = key
+        if len(data) > MAX_UDP_PAYLOAD:
+            self.dropped += 1
+            return
+        self._flows[key].last = self._clock.now()
+        self._engine.send_packet(build_udp(Datagram(own, own_port, peer, peer_port, data)))
+
+    async def _open(self, key: tuple[bytes, int, bytes, int], flow: _Flow) -> None:
+        loop = asyncio.get_running_loop()
+        _, source_port, _, port = key
+        for local in (source_port, 0):
+            try:
+                flow.transport, _ = await loop.create_datagram_endpoint(
+                    lambda: flow, local_addr=("127.0.0.1", local), remote_addr=("127.0.0.1", port)
+                )
+                break
+            except OSError:
+                continue  # another process has that port: any will do
+        if flow.transport is None:
+            self.dropped += len(flow.early)
+            del self._flows[key]
+            return
+        for payload in flow.early:
+            flow.transport.sendto(payload)
+        flow.early.clear()
+
+    async def _sweep(self) -> None:
+        while True:
+            await self._clock.sleep(5.0)
+            now = self._clock.now()
+            for key, flow in list(self._flows.items()):
+                if flow.transport is not None and now - flow.last >= flow.idle:
+                    flow.transport.close()
+                    del self._flows[key]
+
+    async def aclose(self) -> None:
+        """Close every flow."""
+        tasks = [*self._opening, *([self._sweeper] if self._sweeper is not None else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for flow in self._flows.values():
+            if flow.transport is not None:
+                flow.transport.close()
+        self._flows.clear()

@@ -1,0 +1,389 @@
+"""One node of the tailnet: an engine with sockets, relays and listeners (tailnet.md §1)."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import os
+import random
+import socket
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from agent.clock import Clock, deadline
+from agent.protocol import keys, stun
+from agent.protocol.ip import Datagram, Endpoint, unmapped
+from agent.protocol.tcp import Connection, Limits, TcpError
+from agent.tailnet.derp_dial import DialOptions
+from agent.tailnet.derp_map import DerpMap
+from agent.tailnet.engine import Engine
+from agent.tailnet.forward import UdpForwarder, forward_tcp
+from agent.tailnet.home import HomeChooser
+from agent.tailnet.netcheck import LatencyProbe, by_region, local_addresses, stun_endpoints
+from agent.tailnet.paths import Answered
+from agent.tailnet.relays import Relays
+from agent.tailnet.streams import TailnetStream
+from agent.tailnet.udp import UdpSocket
+
+logger = logging.getLogger("agent.tailnet")
+
+CHECK_PERIOD: Final = (20.0, 26.0)
+"""Seconds between two network checks while somebody is being talked to."""
+IDLE_CHECK: Final = 300.0
+STUN_LIFETIME: Final = 310.0
+HOME_LIMIT: Final = 3.0
+"""Seconds that the first word about this node waits for the connection to its home relay."""
+DIAL_LIMIT: Final = 30.0
+
+Handler = Callable[[TailnetStream], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class NodeState:
+    """What others must know to reach this node. `endpoints` are texts as in a Node message."""
+
+    home: int
+    latencies: dict[str, float] = field(default_factory=dict)
+    forced_websockets: dict[int, str] = field(default_factory=dict)
+    endpoints: tuple[str, ...] = ()
+
+
+class TailnetError(Exception):
+    """A peer cannot be reached; the text says which one and why."""
+
+
+class Tailnet:
+    """A node with fresh keys. Start it, give it a DERP map and peers, listen and dial."""
+
+    def __init__(
+        self,
+        addresses: Sequence[bytes],
+        clock: Clock,
+        *,
+        options: DialOptions,
+        direct: bool = True,
+        port: int = 0,
+        forward: bool = False,
+        limits: Limits | None = None,
+    ) -> None:
+        node_private, disco_private = keys.generate(), keys.generate()
+        self._clock = clock
+        self._port = port
+        self._forward = forward
+        self.engine = Engine(
+            node_private=node_private,
+            disco_private=disco_private,
+            addresses=addresses,
+            outside=self,
+            inside=self,
+            clock=clock,
+            direct=direct,
+            limits=limits,
+        )
+        self.relays = Relays(node_private, self.engine, clock, options=options, changed=self._relay_changed)
+        self.node_key = self.engine.device.public_key
+        self.disco_key = self.engine.paths.public
+        self._probe = LatencyProbe(clock, options)
+        self._chooser = HomeChooser(random.choice)
+        self._map = DerpMap()
+        self._latencies: dict[str, float] = {}
+        self._sockets: dict[socket.AddressFamily, UdpSocket] = {}
+        self._local: list[bytes] = []
+        self._seen: dict[Endpoint, float] = {}
+        self._stun_pending: dict[bytes, float] = {}
+        self._listeners: dict[int, Handler] = {}
+        self._peers: dict[bytes, bytes] = {}
+        self._waiting: dict[bytes, set[asyncio.Future[Answered]]] = {}
+        self._udp_forwarder = UdpForwarder(self.engine, clock) if forward else None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._check_now = asyncio.Event()
+        self._node: NodeState | None = None
+        self._node_changed = asyncio.Event()
+        self._closed = False
+
+    # ---- life
+
+    def start(self) -> None:
+        """Open the sockets and begin; nothing is reachable before a DERP map is given."""
+        self._spawn(self.engine.keep_time(), "tailnet timers")
+        self._spawn(self._keep_checking(), "tailnet checks")
+        if self.engine.paths.direct:
+            self._open_sockets()
+
+    async def aclose(self) -> None:
+        """Reset every connection, close relays and sockets. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        self.engine.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._udp_forwarder is not None:
+            await self._udp_forwarder.aclose()
+        await self.relays.aclose()
+        for sock in self._sockets.values():
+            sock.close()
+        for waiting in self._waiting.values():
+            for answer in waiting:
+                answer.cancel()
+
+    # ---- what others need to know of this node
+
+    @property
+    def node(self) -> NodeState | None:
+        """None until there is a home region."""
+        return self._node
+
+    async def node_changed(self, known: NodeState | None) -> NodeState:
+        """Wait until the node's state is another than `known`."""
+        while self._node is None or self._node == known:
+            await self._node_changed.wait()
+        return self._node
+
+    def _refresh_node(self, *, unconnected: bool = False) -> None:
+        home = self.relays.home
+        # A node that is told before its relay connection is up loses the first handshake, which costs a peer 5 s.
+        if not home or (self._node is None and not unconnected and not self.relays.connected(home)):
+            return
+        now = self._clock.now()
+        endpoints: list[Endpoint] = []
+        if self.engine.paths.direct:
+            self._seen = {end: seen for end, seen in self._seen.items() if now - seen < STUN_LIFETIME}
+            endpoints = list(self._seen)
+            for address in self._local:
+                family = socket.AF_INET if len(unmapped(address)) == 4 else socket.AF_INET6
+                if (sock := self._sockets.get(family)) is not None:
+                    endpoints.append((address, sock.port))
+        self.engine.paths.set_own_endpoints(endpoints)
+        texts = tuple(dict.fromkeys(map(endpoint_text, endpoints)))
+        node = NodeState(home, dict(self._latencies), self.relays.forced_websockets, texts)
+        if self._node is None or (node.home, node.forced_websockets, node.endpoints) != (
+            self._node.home,
+            self._node.forced_websockets,
+            self._node.endpoints,
+        ):
+            self._node = node
+            self._node_changed.set()
+            self._node_changed = asyncio.Event()
+
+    # ---- relays and peers
+
+    def update_derp_map(self, derp_map: DerpMap) -> None:
+        """Other relays (§3.5): equal maps are ignored; a home that is gone is chosen anew."""
+        if self._map.regions and derp_map.same_relays(self._map):
+            return
+        self._map = derp_map
+        self.relays.set_map(derp_map)
+        able = [number for number, region in derp_map.regions.items() if region.relays]
+        if not self.relays.home and len(able) == 1:
+            # Nothing to choose: what is measured is only for others to see.
+            self.relays.set_home(able[0])
+            self._refresh_node()
+        self._check_now.set()
+
+    def set_direct(self, direct: bool) -> None:
+        """Allow or forbid direct paths; streams go on either way."""
+        if direct == self.engine.paths.direct:
+            return
+        self.engine.paths.set_direct(direct)
+        if direct:
+            self._open_sockets()
+            self._check_now.set()
+        else:
+            for sock in self._sockets.values():
+                sock.close()
+            self._sockets.clear()
+            self._seen.clear()
+        self._refresh_node()
+
+    def set_peer(
+        self, node_key: bytes, disco_key: bytes, addresses: Iterable[bytes], home: int, endpoints: Iterable[Endpoint]
+    ) -> None:
+        """Make a peer known or replace what is known of it. Raises `ValueError` for keys that cannot be used."""
+        addresses = tuple(addresses)
+        self.engine.set_peer(node_key, disco_key, addresses, home, endpoints if self.engine.paths.direct else ())
+        self._peers = {address: key for address, key in self._peers.items() if key != node_key}
+        self._peers.update(dict.fromkeys(addresses, node_key))
+
+    def remove_peer(self, node_key: bytes) -> None:
+        """Forget a peer."""
+        self.engine.remove_peer(node_key)
+        self._peers = {address: key for address, key in self._peers.items() if key != node_key}
+
+    # ---- using it
+
+    def listen_tcp(self, port: int, handler: Handler) -> None:
+        """Serve connections to a port; the stream is closed when the handler returns."""
+        self._listeners[port] = handler
+
+    async def dial_tcp(self, address: bytes, port: int, timeout: float = DIAL_LIMIT) -> TailnetStream:
+        """A connection to a peer. Raises `TailnetError` when it is not there within `timeout` seconds or refuses."""
+        where = f"[{ipaddress.IPv6Address(address)}]:{port}"
+        if address not in self._peers:
+            raise TailnetError(f"{where}: no such peer")
+        stream = self.engine.dial(address, port)
+        try:
+            async with deadline(self._clock, timeout):
+                await stream.connected()
+        except (TimeoutError, TcpError) as error:
+            stream.abort()
+            reason = f"no answer within {timeout:g} s" if isinstance(error, TimeoutError) else str(error)
+            raise TailnetError(f"{where}: {reason}") from error
+        except BaseException:
+            stream.abort()
+            raise
+        return stream
+
+    async def reach(self, address: bytes, timeout: float = DIAL_LIMIT) -> float:
+        """Seconds that a peer's network took to answer (TSMP), asked again until it does. Raises `TailnetError`."""
+        pause = 0.05
+        try:
+            async with deadline(self._clock, timeout):
+                while True:
+                    try:
+                        async with deadline(self._clock, max(pause, 0.25)):
+                            return await self.engine.ping(address)
+                    except TimeoutError:
+                        pause = min(pause * 1.5, 5.0)
+        except TimeoutError as error:
+            raise TailnetError(f"{ipaddress.IPv6Address(address)}: no answer within {timeout:g} s") from error
+
+    async def ping(self, address: bytes, timeout: float = 5.0) -> Answered:
+        """A disco ping: how long the peer takes to answer, and on which way. Raises `TailnetError`."""
+        key = self._peers.get(address)
+        if key is None:
+            raise TailnetError(f"{ipaddress.IPv6Address(address)}: no such peer")
+        answer: asyncio.Future[Answered] = asyncio.get_running_loop().create_future()
+        waiting = self._waiting.setdefault(key, set())
+        waiting.add(answer)
+        try:
+            self.engine.ping_paths(key)
+            async with deadline(self._clock, timeout):
+                return await answer
+        except TimeoutError as error:
+            raise TailnetError(f"{ipaddress.IPv6Address(address)}: no answer within {timeout:g} s") from error
+        finally:
+            waiting.discard(answer)
+            if not waiting:
+                self._waiting.pop(key, None)
+
+    # ---- Outside
+
+    def send_udp(self, endpoint: Endpoint, datagrams: Sequence[bytes]) -> None:
+        family = socket.AF_INET if len(unmapped(endpoint[0])) == 4 else socket.AF_INET6
+        if (sock := self._sockets.get(family)) is not None:
+            sock.send(endpoint, datagrams)
+
+    def send_relay(self, region: int, peer: bytes, datagrams: Sequence[bytes]) -> None:
+        self.relays.send(region, peer, datagrams)
+
+    # ---- Inside
+
+    def incoming(self, connection: Connection) -> None:
+        if connection.local_port in self._listeners:
+            self.engine.accept(connection)
+        elif self._forward:
+            self._spawn(forward_tcp(self.engine, connection), f"forward to port {connection.local_port}")
+        else:
+            self.engine.refuse(connection)
+
+    def connected(self, stream: TailnetStream) -> None:
+        handler = self._listeners.get(stream.local_port)
+        if handler is not None:
+            self._spawn(self._serve(handler, stream), f"service at port {stream.local_port}")
+
+    async def _serve(self, handler: Handler, stream: TailnetStream) -> None:
+        try:
+            await handler(stream)
+        except TcpError:
+            pass  # the peer went away; the handler's business is over
+        except Exception:
+            # One connection's defect must not end the node; it is logged with its trace.
+            logger.exception("the service at port %d failed", stream.local_port)
+            stream.abort()
+        finally:
+            stream.close()
+
+    def udp(self, datagram: Datagram) -> None:
+        if self._udp_forwarder is not None:
+            self._udp_forwarder.take(datagram)
+
+    def stun(self, response: stun.Response) -> None:
+        if self._stun_pending.pop(response.txid, None) is not None:
+            self._seen[response.endpoint] = self._clock.now()
+            self._refresh_node()
+
+    def answered(self, answered: Answered) -> None:
+        for answer in self._waiting.get(answered.peer, ()):
+            if not answer.done():
+                answer.set_result(answered)
+
+    # ---- the surroundings
+
+    def _open_sockets(self) -> None:
+        for family in (socket.AF_INET, socket.AF_INET6):
+            try:
+                self._sockets[family] = UdpSocket(family, self._port, self.engine.receive_udp)
+            except OSError as error:
+                logger.info("no UDP over %s: %s", family.name, error)
+
+    def _relay_changed(self) -> None:
+        home = self.relays.home
+        if home and not self.relays.connected(home):
+            self._check_now.set()
+        self._refresh_node()
+
+    async def _keep_checking(self) -> None:
+        while True:
+            self._check_now.clear()
+            if self._map.regions:
+                await self._check()
+            active = bool(self.engine.paths.active(self._clock.now()))
+            pause = random.uniform(*CHECK_PERIOD) if active else IDLE_CHECK  # noqa: S311 - spreads load
+            await self._asked_within(pause)
+
+    async def _asked_within(self, seconds: float) -> None:
+        try:
+            async with deadline(self._clock, seconds):
+                await self._check_now.wait()
+        except TimeoutError:
+            return
+        # What asks often (a relay that is down) must not make this spin.
+        await self._clock.sleep(1.0)
+
+    async def _check(self) -> None:
+        """One network check (§5.10): STUN is sent and not waited for, then the relays are measured."""
+        if self.engine.paths.direct:
+            self._local = await asyncio.to_thread(local_addresses)
+            await self._send_stun()
+        self._latencies = await self._probe.measure(self._map)
+        now = self._clock.now()
+        home = self._chooser.home(self._map, by_region(self._latencies), self.relays.home, now)
+        self.relays.set_home(home)
+        await self.relays.home_connected(HOME_LIMIT)
+        self._refresh_node(unconnected=True)
+
+    async def _send_stun(self) -> None:
+        now = self._clock.now()
+        self._stun_pending = {txid: sent for txid, sent in self._stun_pending.items() if now - sent < 5}
+        for region in self._map.regions.values():
+            for node in region.nodes:
+                for family, endpoint in await stun_endpoints(node):
+                    if (sock := self._sockets.get(family)) is not None:
+                        txid = os.urandom(stun.TXID_SIZE)
+                        self._stun_pending[txid] = now
+                        sock.send(endpoint, (stun.request(txid),))
+
+    def _spawn(self, body: Coroutine[None, None, None], name: str) -> None:
+        task = asyncio.create_task(body, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def endpoint_text(endpoint: Endpoint) -> str:
+    """`ip:port` or `[v6]:port`."""
+    address = ipaddress.ip_address(unmapped(endpoint[0]))
+    return f"[{address}]:{endpoint[1]}" if address.version == 6 else f"{address}:{endpoint[1]}"
