@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager, nullcontext, suppress
@@ -131,6 +132,10 @@ def make_engine(url: URL) -> AsyncEngine:
         return create_async_engine(
             url, hide_parameters=True, pool_size=10, max_overflow=10, pool_timeout=30, pool_pre_ping=True
         )
+    if url.database and url.database != ":memory:":
+        with suppress(OSError):  # SQLite will say what is wrong
+            # Only for us: SSH keys and secrets are in it. SQLite gives its other files the same mode.
+            os.close(os.open(url.database, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
     connect = {"timeout": BUSY_TIMEOUT}
     engine = create_async_engine(url, hide_parameters=True, connect_args=connect, pool_size=5, max_overflow=5)
 

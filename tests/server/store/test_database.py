@@ -34,6 +34,15 @@ async def test_it_opens_again(database_url: str) -> None:
         await database.aclose()
 
 
+async def test_nobody_else_may_read_the_files(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    database = await open_database(f"sqlite:///{tmp_path}/s.db")
+    assert {file.name: file.stat().st_mode & 0o777 for file in tmp_path.iterdir()} == dict.fromkeys(
+        ("s.db", "s.db-wal", "s.db-shm"), 0o600
+    )
+    await database.aclose()
+
+
 async def test_replicas_may_start_together(database_url: str) -> None:
     databases = await asyncio.gather(*(open_database(database_url) for _ in range(3)))
     for database in databases:
