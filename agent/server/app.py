@@ -17,6 +17,7 @@ from aiohttp import web
 
 from agent.backoff import Backoff
 from agent.clock import Clock
+from agent.server import open_files
 from agent.server.agent_rpc.service import Settings
 from agent.server.agent_rpc.surroundings import AgentSurroundings
 from agent.server.api.agent_logs import AgentLogs
@@ -234,6 +235,8 @@ async def run(config: ServerConfig, clock: Clock, say: Callable[[str], None], *,
         access_url = (config.access_url or url_of(bound)).rstrip("/")
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
+        loop.set_exception_handler(open_files.LoopErrors(clock))
+        open_files.allow_many()
 
         def interrupt() -> None:
             if stop.is_set():

@@ -6,6 +6,7 @@ import logging
 import sys
 
 import structlog
+from aiohttp.http_exceptions import HttpProcessingError
 from structlog.typing import EventDict, Processor
 
 from agent.server.store import is_outage, reason
@@ -19,7 +20,7 @@ def configure_logging(level: str) -> None:
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
-        _shorten_outages,
+        _shorten,
     ]
     structlog.configure(
         processors=[
@@ -45,11 +46,12 @@ def configure_logging(level: str) -> None:
     logging.basicConfig(level=number, handlers=[handler], force=True)
 
 
-def _shorten_outages(_logger: object, _method: str, event: EventDict) -> EventDict:
-    """A database that is away fails every call of every agent: where each was made says nothing, and fills the disk."""
+def _shorten(_logger: object, _method: str, event: EventDict) -> EventDict:
+    """What is not our mistake has no trace, which would say nothing and fill the disk: a database that is away fails
+    every call of every agent, and anybody may send what is no HTTP."""
     given = event.get("exc_info")
     error = given[1] if isinstance(given, tuple) else sys.exc_info()[1] if given else None
-    if error is not None and is_outage(error):
+    if error is not None and (is_outage(error) or isinstance(error, HttpProcessingError)):
         event["error"] = reason(error)
         del event["exc_info"]
     return event

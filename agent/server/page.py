@@ -76,7 +76,10 @@ class Page:
         return self._logged_in(token)
 
     async def log_in(self, call: Call) -> web.StreamResponse:
-        fields = parse_qs((await call.read()).decode(errors="replace"), max_num_fields=10)
+        try:
+            fields = parse_qs((await call.read()).decode(errors="replace"), max_num_fields=10)
+        except ValueError:
+            return _refused("This is not what the form sends.", 400)
         try:
             token = await self._users.log_in(*(fields.get(name, [""])[0] for name in ("email", "password")))
         except ApiError as error:

@@ -1,4 +1,4 @@
-"""What the server's log says of a database that fails, told by a process of its own: logging is set up once in each."""
+"""What has a trace in the server's log, told by a process of its own: logging is set up once in each."""
 
 from __future__ import annotations
 
@@ -7,26 +7,31 @@ import sys
 
 PROGRAM = """
 import logging, structlog
+from aiohttp.http_exceptions import BadStatusLine
 from sqlalchemy.exc import IntegrityError, OperationalError
 from agent.server.logging import configure_logging
 
 configure_logging("info")
 for log in (logging.getLogger("agent.rpc"), structlog.get_logger("agent.server.http")):
-    for kind in (OperationalError, IntegrityError):
+    for error in (
+        OperationalError("SELECT 1", None, ValueError("database is full")),
+        BadStatusLine("no HTTP"),
+        IntegrityError("SELECT 1", None, ValueError("exists")),
+    ):
         try:
-            raise kind("SELECT 1", None, ValueError("database is full"))
+            raise error
         except Exception:
             log.exception("it failed")
 """
 
 
-async def test_an_outage_is_one_line_and_a_mistake_has_its_trace() -> None:
+async def test_only_what_may_be_our_mistake_has_its_trace() -> None:
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", PROGRAM, stderr=asyncio.subprocess.PIPE)
     _, errors = await process.communicate()
     lines = errors.decode().splitlines()
     said = [index for index, line in enumerate(lines) if "it failed" in line]
-    assert len(said) == 4
-    for outage, mistake in ((said[0], said[1]), (said[2], said[3])):
-        assert mistake == outage + 1
+    for outage, garbage, mistake in (said[:3], said[3:]):
+        assert (garbage, mistake) == (outage + 1, outage + 2)
         assert "database is full" in lines[outage]
+        assert "BadStatusLine" in lines[garbage]
         assert lines[mistake + 1].startswith("Traceback")

@@ -170,5 +170,7 @@ async def test_the_login_form(server: Deployment) -> None:
         async with browser.post(f"{server.url}/login", data={"email": "a@b.co", "password": "<x>"}) as response:
             assert response.status == 401
             assert "Incorrect email or password." in await response.text()
+        async with browser.post(f"{server.url}/login", data="a=1&" * 100) as response:
+            assert response.status == 400
         async with browser.post(f"{server.url}/login", data={"email": "a@b.co", "password": PASSWORD}) as response:
             assert "No agents yet" in await response.text()
