@@ -51,7 +51,7 @@ class Duplex:
         """
         if self._call.ended:
             raise StreamBrokenError("the call is over")
-        await self._stream.write(self._call.message(data))
+        await self._stream.write(_message(self._call, data))
 
     async def close_send(self) -> None:
         """Tell the server that no more messages come."""
@@ -146,7 +146,7 @@ class RpcClient:
 
     async def _call(self, path: str, request: bytes) -> Duplex:
         call = ClientCall(path)
-        return await self._begin(call, call.invoke() + call.message(request) + call.close_send())
+        return await self._begin(call, call.invoke() + _message(call, request) + call.close_send())
 
     async def _begin(self, call: ClientCall, packets: bytes) -> Duplex:
         stream = await self._connection.open_stream()
@@ -191,6 +191,13 @@ class RpcAgentApi:
             raise StreamBrokenError(
                 f"the server's answer to {method.name} is not a {method.response.__name__}"
             ) from error
+
+
+def _message(call: ClientCall, data: bytes) -> bytes:
+    try:
+        return call.message(data)
+    except DrpcError as error:
+        raise StreamBrokenError(f"it cannot be sent: {error}") from error
 
 
 def _remote_error(code: int, text: str) -> RpcError:

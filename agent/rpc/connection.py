@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import deque
 from collections.abc import Callable, Coroutine
 
 from agent.clock import Clock, wait_for
@@ -20,6 +19,10 @@ BROKEN_CLOSE_TIMEOUT = 1.0
 """The same when the connection failed: a peer that is gone shakes no hands, and the next attempt waits for this one."""
 
 
+READ_SLICE = 65_536
+"""Bytes of a message that are looked at before others get their turn: it may hold very many tiny frames."""
+
+
 class MuxStream:
     """One stream of a connection. One task reads, one task writes."""
 
@@ -28,7 +31,7 @@ class MuxStream:
     def __init__(self, connection: MuxConnection, stream_id: int) -> None:
         self.id = stream_id
         self._connection = connection
-        self._buffer: deque[bytes] = deque()
+        self._buffer = bytearray()
         self._readable = asyncio.Event()
         self._writable = asyncio.Event()
         self._discard = False
@@ -47,7 +50,7 @@ class MuxStream:
                 return b""
             self._readable.clear()
             await self._readable.wait()
-        data = self._buffer.popleft() if len(self._buffer) == 1 else b"".join(self._buffer)
+        data = bytes(self._buffer)
         self._buffer.clear()
         self._connection.consume(self.id, len(data))
         return data
@@ -94,7 +97,7 @@ class MuxStream:
     def feed(self, data: bytes) -> None:
         """Bytes of the peer."""
         if not self._discard:
-            self._buffer.append(data)
+            self._buffer += data
             self._readable.set()
 
     def feed_eof(self) -> None:
@@ -269,11 +272,15 @@ class MuxConnection:
 
     async def _read(self) -> None:
         while data := await self._transport.receive():
-            if self.closed:
-                continue
-            self._handle(self._session.receive_data(data, self._clock.now()))
-            if self._session.pending:
-                self._output.set()
+            view = memoryview(data)
+            for start in range(0, len(data), READ_SLICE):
+                if start:
+                    await asyncio.sleep(0)
+                if self.closed:
+                    break
+                self._handle(self._session.receive_data(view[start : start + READ_SLICE], self._clock.now()))
+                if self._session.pending:
+                    self._output.set()
         self._end(None)
 
     async def _write(self) -> None:

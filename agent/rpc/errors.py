@@ -18,7 +18,7 @@ class ConnectionLostError(CallError):
 
 
 class StreamBrokenError(CallError):
-    """This one stream was reset, ended early, or the peer broke a rule on it; the connection goes on."""
+    """This one stream was reset, ended early, or one side would break a rule on it; the connection goes on."""
 
 
 class RpcError(CallError):

@@ -96,8 +96,11 @@ async def test_unknown_rpc_and_oversized_packet_fail_one_call(clock: ManualClock
             await client.unary("/coder.agent.v2.Agent/Nope", b"")
         assert caught.value.text == 'protocol error: unknown rpc: "/coder.agent.v2.Agent/Nope"'
         assert await client.unary("/echo", b"x" * 4_194_304) == b"x" * 4_194_304
-        with pytest.raises(Exception, match="4194305"):
+        with pytest.raises(StreamBrokenError, match="4194305"):
             await client.unary("/echo", b"x" * 4_194_305)
+        async with await client.duplex("/echo") as call:
+            with pytest.raises(StreamBrokenError, match="4194305"):
+                await call.send(b"x" * 4_194_305)
         assert await client.unary("/echo", b"still there") == b"still there"
 
 

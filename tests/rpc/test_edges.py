@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import tracemalloc
 from contextlib import suppress
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.protocol.drpc import Kind, encode_error, encode_packet
-from agent.protocol.yamux import WINDOW, ProtocolViolationError, Role
+from agent.protocol.yamux import HEADER, WINDOW, ProtocolViolationError, Role
 from agent.rpc import (
     ConnectionLostError,
     Handler,
@@ -24,6 +25,7 @@ from agent.rpc import (
     Streaming,
     Unary,
 )
+from agent.rpc.connection import MuxStream
 from agent.testing import ManualClock, memory_pair, settle
 from tests.rpc.test_calls import echo, joined
 
@@ -442,6 +444,40 @@ async def test_a_defect_of_a_transport_ends_the_connection_with_its_cause(clock:
     await client.start()
     assert isinstance(await client.wait_closed(), ZeroDivisionError)
     await client.aclose()
+
+
+# ---- very many small frames
+
+
+async def test_a_message_of_very_many_frames_does_not_hold_up_the_loop(clock: ManualClock) -> None:
+    async with joined({}, clock) as (_, _server, left, _right):
+        turns = 0
+
+        async def take_turns() -> None:
+            nonlocal turns
+            while True:
+                await asyncio.sleep(0)
+                turns += 1
+
+        others = asyncio.create_task(take_turns())
+        ping = HEADER.pack(0, 2, 1, 0, 7)
+        await left.send([HEADER.pack(0, 1, 0, 1, 1) * 80_000 + ping])
+        while b"".join(left._inbox) != HEADER.pack(0, 2, 2, 0, 7):
+            await asyncio.sleep(0)
+        others.cancel()
+        assert turns > 80_000 * HEADER.size / 65_536
+
+
+async def test_unread_data_in_small_frames_takes_no_more_memory_than_its_bytes(clock: ManualClock) -> None:
+    left, _right = memory_pair()
+    stream = MuxStream(MuxConnection(left, Role.SERVER, clock), 1)
+    tracemalloc.start()
+    try:
+        for _ in range(WINDOW // 2):
+            stream.feed(bytes(2))
+        assert tracemalloc.get_traced_memory()[0] < 2 * WINDOW
+    finally:
+        tracemalloc.stop()
 
 
 # ---- anything at all
