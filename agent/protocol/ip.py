@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import struct
 from typing import Final, NamedTuple
-from uuid import UUID
 
 TCP: Final = 6
 UDP: Final = 17
@@ -20,9 +19,6 @@ MTU: Final = 1280
 HEADER_SIZE: Final = 40
 MAX_UDP_PAYLOAD: Final = MTU - HEADER_SIZE - 8
 HOP_LIMIT: Final = 64
-
-TAILSCALE_PREFIX: Final = bytes.fromhex("fd7a115ca1e0")
-CODER_PREFIX: Final = bytes.fromhex("fd60627aa42b")
 
 Buffer = bytes | bytearray | memoryview
 Endpoint = tuple[bytes, int]
@@ -37,17 +33,6 @@ _ECHO_REQUEST, _ECHO_REPLY = 128, 129
 _TSMP_PING, _TSMP_PONG = 0x70, 0x6F
 _TSMP_DATA = 8
 _IPV4_MAPPED = bytes(10) + b"\xff\xff"
-
-
-def agent_addresses(agent: UUID) -> tuple[bytes, bytes]:
-    """Both addresses of an agent, the one with the Tailscale prefix first (§2.1)."""
-    rest = agent.bytes[6:]
-    return TAILSCALE_PREFIX + rest, CODER_PREFIX + rest
-
-
-def node_id(agent: UUID) -> int:
-    """`Node.id` of an agent: the last 8 bytes of the UUID as a signed number, without its sign (§2.1)."""
-    return abs(int.from_bytes(agent.bytes[8:], "big", signed=True))
 
 
 def mapped(address: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""Curve25519 keys of nodes, relays and disco: 32 raw bytes in memory, and their forms in text and in messages.
+"""Curve25519 keys of nodes, relays and disco: 32 raw bytes. `agent.api.tailnet` knows how they stand in messages.
 
 A node key is both the WireGuard identity and the DERP identity of a process; the disco key is another one
 (tailnet.md §5.4, §6.1). Private keys are never written anywhere, so there is no text form for them.
@@ -14,15 +14,12 @@ from nacl.exceptions import CryptoError
 
 KEY_SIZE = 32
 ZERO = bytes(KEY_SIZE)
-NODE_PREFIX = "nodekey:"
-DISCO_PREFIX = "discokey:"
-NODE_BINARY_PREFIX = b"np"
 
 Random = Callable[[int], bytes]
 
 
 class KeyFormatError(ValueError):
-    """Not a key; the text says in which form it was expected. The value itself is not repeated."""
+    """Not a key that can be used. The value itself is not repeated."""
 
 
 def generate(random: Random = os.urandom) -> bytes:
@@ -51,45 +48,3 @@ def box_key(private: bytes, public: bytes) -> bytes:
         return crypto_box_beforenm(public, private)
     except CryptoError as error:
         raise KeyFormatError("a public key that gives no shared secret") from error
-
-
-def node_text(key: bytes) -> str:
-    """`nodekey:` and 64 hexadecimal digits."""
-    return NODE_PREFIX + key.hex()
-
-
-def parse_node_text(text: str) -> bytes:
-    """Raises `KeyFormatError`."""
-    return _parse(text, NODE_PREFIX)
-
-
-def disco_text(key: bytes) -> str:
-    """`discokey:` and 64 hexadecimal digits: how a disco key stands in a Node message (§11.1)."""
-    return DISCO_PREFIX + key.hex()
-
-
-def parse_disco_text(text: str) -> bytes:
-    """Raises `KeyFormatError`."""
-    return _parse(text, DISCO_PREFIX)
-
-
-def node_binary(key: bytes) -> bytes:
-    """`np` and the raw key: how a node key stands in a Node message (§11.1)."""
-    return NODE_BINARY_PREFIX + key
-
-
-def parse_node_binary(data: bytes) -> bytes:
-    """Raises `KeyFormatError`."""
-    if len(data) != len(NODE_BINARY_PREFIX) + KEY_SIZE or not data.startswith(NODE_BINARY_PREFIX):
-        raise KeyFormatError(f'a node key is "np" and {KEY_SIZE} bytes')
-    return data[len(NODE_BINARY_PREFIX) :]
-
-
-def _parse(text: str, prefix: str) -> bytes:
-    digits = text.removeprefix(prefix)
-    if len(digits) == len(text) or len(digits) != 2 * KEY_SIZE or not digits.isascii() or not digits.isalnum():
-        raise KeyFormatError(f'a key is written as "{prefix}" and {2 * KEY_SIZE} hexadecimal digits')
-    try:
-        return bytes.fromhex(digits)
-    except ValueError as error:
-        raise KeyFormatError(f'a key is written as "{prefix}" and {2 * KEY_SIZE} hexadecimal digits') from error

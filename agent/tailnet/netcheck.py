@@ -8,8 +8,9 @@ import socket
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Final
 
+from agent.api.tailnet import CODER_PREFIX
 from agent.clock import Clock, wait_for
-from agent.protocol.ip import CODER_PREFIX, Endpoint, mapped
+from agent.protocol.ip import Endpoint, mapped
 from agent.proxy import proxy_for
 from agent.tailnet.derp_dial import DialOptions, Tls
 from agent.tailnet.derp_map import DerpMap, Node, Region

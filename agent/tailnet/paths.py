@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
+from agent.api.tailnet import CODER_PREFIX
 from agent.protocol import disco, keys
 from agent.protocol.disco import CallMeMaybe, DiscoError, Ping, Pong
-from agent.protocol.ip import CODER_PREFIX, Endpoint, unmapped
+from agent.protocol.ip import Endpoint, unmapped
 
 TRUST: Final = 6.5
 """Seconds after a pong for which a path is used without the relay beside it."""

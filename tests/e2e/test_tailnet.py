@@ -12,6 +12,7 @@ from types import MappingProxyType
 import pytest
 from aiohttp import web
 
+from agent.api.tailnet import TAILSCALE_PREFIX
 from agent.clock import SystemClock
 from agent.protocol import ip
 from agent.protocol.ip import Endpoint
@@ -63,7 +64,7 @@ class World:
 
     async def node(self, *, direct: bool, forward: bool = False) -> Tailnet:
         self.count += 1
-        address = ip.TAILSCALE_PREFIX + bytes(9) + bytes((self.count,))
+        address = TAILSCALE_PREFIX + bytes(9) + bytes((self.count,))
         node = Tailnet([address], CLOCK, options=DialOptions(), direct=direct, forward=forward)
         self.addresses[id(node)] = address
         node.start()

@@ -9,6 +9,7 @@ from typing import cast
 
 import pytest
 
+from agent.api.tailnet import TAILSCALE_PREFIX
 from agent.protocol import ip
 from agent.protocol.ip import Datagram, Endpoint
 from agent.tailnet.forward import IDLE, IDLE_DNS, UdpForwarder
@@ -55,7 +56,7 @@ async def test_flows_are_kept_apart_and_expire(clock: ManualClock) -> None:
     async with pair(clock) as (a, b):
         forwarder = UdpForwarder(b.engine, clock)
         b.udp = forwarder.take  # type: ignore[method-assign]
-        third = ip.TAILSCALE_PREFIX + bytes(9) + b"\x09"
+        third = TAILSCALE_PREFIX + bytes(9) + b"\x09"
         b.engine.set_peer(a.key, a.engine.paths.public, [a.address, third], 999, [])
         a.engine.addresses = (a.address, third)
         for source in (a.address, third):

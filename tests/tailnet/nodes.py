@@ -7,6 +7,7 @@ import ipaddress
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
+from agent.api.tailnet import TAILSCALE_PREFIX
 from agent.clock import Clock
 from agent.protocol import ip, keys, stun
 from agent.protocol.ip import Datagram, Endpoint
@@ -23,7 +24,7 @@ class Node:
 
     def __init__(self, net: Net, number: int, clock: Clock, limits: Limits | None = None) -> None:
         self.net = net
-        self.address = ip.TAILSCALE_PREFIX + bytes(9) + bytes((number,))
+        self.address = TAILSCALE_PREFIX + bytes(9) + bytes((number,))
         self.endpoint: Endpoint = (ip.mapped(ipaddress.ip_address(f"192.0.2.{number}").packed), 41641)
         self.engine = Engine(
             node_private=keys.generate(),
