@@ -46,6 +46,25 @@ DEFAULT_PORT = 7080
     envvar="WORKSPACE_AGENT_STUN_PORT",
     help="Answer STUN requests of agents and clients on this UDP port; 0 is any free one.  [default: no STUN]",
 )
+@click.option(
+    "--derp-map",
+    type=click.Path(dir_okay=False, path_type=Path),
+    envvar="WORKSPACE_AGENT_DERP_MAP",
+    help="The relays that agents and clients use, as YAML or JSON; read again when the file changes.  "
+    "[default: the relay of this server]",
+)
+@click.option(
+    "--disable-direct-connections",
+    is_flag=True,
+    envvar="WORKSPACE_AGENT_DISABLE_DIRECT_CONNECTIONS",
+    help="Agents and clients meet at relays only.",
+)
+@click.option(
+    "--force-websockets",
+    is_flag=True,
+    envvar="WORKSPACE_AGENT_FORCE_WEBSOCKETS",
+    help="Agents and clients use WebSockets to relays at once, for proxies that know no other upgrade.",
+)
 @click.option("--print-login", is_flag=True, help="Print a one-time login link for the owner, who is made if need be.")
 @click.option(
     "--rate-limit",
@@ -74,6 +93,9 @@ def server(
     data_dir: Path | None,
     database: str,
     stun_port: int | None,
+    derp_map: Path | None,
+    disable_direct_connections: bool,
+    force_websockets: bool,
     print_login: bool,
     rate_limit: int,
     agent_api_version: str,
@@ -86,6 +108,7 @@ def server(
     from agent.clock import SystemClock
     from agent.server.app import ListenError, run
     from agent.server.config import ServerConfig, ServerConfigError
+    from agent.server.derp_map import DerpMapFileError
     from agent.server.logging import configure_logging
     from agent.server.store import DatabaseError
 
@@ -99,11 +122,14 @@ def server(
             access_url=access_url,
             database=database,
             stun_port=stun_port,
+            derp_map=derp_map,
+            disable_direct=disable_direct_connections,
+            force_websockets=force_websockets,
             rate_limit=rate_limit,
             api_version=accept_version(agent_api_version) if agent_api_version else CURRENT,
         )
         asyncio.run(run(config, SystemClock(), click.echo, print_login=print_login))
-    except (ServerConfigError, ListenError, DatabaseError) as error:
+    except (ServerConfigError, ListenError, DatabaseError, DerpMapFileError) as error:
         raise CliError(str(error)) from error
     except VersionRefusedError as error:
         raise CliError(f"--agent-api-version: {error}") from error

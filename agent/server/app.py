@@ -29,9 +29,12 @@ from agent.server.api.appearance import Appearance
 from agent.server.api.buildinfo import BuildInfo
 from agent.server.api.derp import Derp
 from agent.server.api.external_auth import ExternalAuth
+from agent.server.api.tailnet import Tailnet
 from agent.server.api.users import Users
 from agent.server.auth import Authenticator, Passwords
 from agent.server.config import ServerConfig
+from agent.server.coordinator import Coordinator
+from agent.server.derp_map import DerpMaps, DerpOptions
 from agent.server.events import Events, PostgresRelay, agent_topic, metadata_topic
 from agent.server.housekeeping import Housekeeping
 from agent.server.http import Front
@@ -45,6 +48,8 @@ from agent.server.store import Database, open_database, settings, users
 from agent.server.store.presence import PresenceStore
 from agent.server.store.schema import User
 from agent.server.stun import open_stun_responder
+from agent.server.tailnet_rpc.resume import resume_tokens
+from agent.server.tailnet_rpc.service import TailnetService
 from agent.version import COMPATIBLE, VERSION
 
 SHUTDOWN_TIMEOUT = 5.0
@@ -67,12 +72,16 @@ class Server:
 
 @asynccontextmanager
 async def open_server(config: ServerConfig, clock: Clock, access_url: str) -> AsyncIterator[Server]:
-    """Everything but the listening, for as long as the body runs. Raises `agent.server.store.DatabaseError`.
+    """Everything but the listening, for as long as the body runs. Raises `agent.server.store.DatabaseError`,
+    `agent.server.derp_map.DerpMapFileError`.
 
     `access_url` is where agents and browsers find the server, without a slash at the end.
     """
-    database = await open_database(config.database_url)
     events = Events()
+    options = DerpOptions(config.derp_map, config.stun_port, config.disable_direct, config.force_websockets)
+    derp_maps = DerpMaps(access_url, options, events, clock)
+    await derp_maps.load()
+    database = await open_database(config.database_url)
     presence = PresenceStore(database, lambda: clock.wall() // 1000, lambda agent: events.publish(agent_topic(agent)))
     monitor = ConnectionMonitor(presence, clock, config.ping_period)
     housekeeping = Housekeeping(database, events, clock, stop_limit=config.stop_limit, retention=config.retention)
@@ -84,12 +93,14 @@ async def open_server(config: ServerConfig, clock: Clock, access_url: str) -> As
         "metadata": metadata.run,
         "housekeeping": housekeeping.run,
     }
+    if config.derp_map is not None:
+        jobs["DERP map"] = derp_maps.run
     if database.dialect == "postgresql":
         events.relay = PostgresRelay(events, database.connect_arguments(), clock)
         jobs["events of other replicas"] = events.relay.run
     tasks = [asyncio.create_task(_keep_running(name, job, clock), name=name) for name, job in jobs.items()]
     try:
-        yield await _compose(config, clock, access_url, database, events, monitor, metadata, relay)
+        yield await _compose(config, clock, access_url, database, events, monitor, metadata, relay, derp_maps)
     finally:
         for task in tasks:
             task.cancel()
@@ -117,6 +128,7 @@ async def _compose(
     monitor: ConnectionMonitor,
     metadata: MetadataWriter,
     relay: Relay,
+    derp_maps: DerpMaps,
 ) -> Server:
     async with database.transaction(exclusive=True) as session:
         deployment_id = await settings.deployment_id(session)
@@ -133,19 +145,22 @@ async def _compose(
         version=VERSION, access_url=access_url, api_version=config.api_version, deployment_id=deployment_id
     )
     service = Settings(log_limit=config.agent_log_limit, report_interval=config.stats_interval)
-    around = AgentSurroundings(database, events, clock, service, metadata, access_url)
+    around = AgentSurroundings(database, events, clock, service, metadata, derp_maps)
     long_lived = LongLived()
+    coordinator, tokens = Coordinator(), await resume_tokens(database)
+    tailnet = TailnetService(coordinator, derp_maps, tokens, database, events, clock)
     parts = (
         build_info,
         people,
-        Agents(database, events, clock),
+        Agents(database, events, clock, coordinator, derp_maps),
         AgentMe(database, events, clock, config.agent_log_limit),
-        AgentRpc(around, monitor, long_lived, clock, config.api_version),
+        AgentRpc(around, tailnet, monitor, long_lived, clock, config.api_version),
         AgentLogs(database, events, clock, long_lived),
         AgentMetadata(database, events, clock, long_lived),
         ExternalAuth(database, events, clock, long_lived, access_url),
         Appearance(database),
         Derp(relay, long_lived, clock),
+        Tailnet(tailnet, derp_maps, tokens, database, events, long_lived, clock, config.api_version),
         Page(database, authenticator, people, clock),
     )
     described = OpenApi([route for part in parts for route in part.routes()], VERSION)
@@ -154,6 +169,7 @@ async def _compose(
     front.install(app, described.routes)
 
     async def close_long_lived(_app: web.Application) -> None:
+        await tailnet.aclose()
         await long_lived.aclose()
 
     app.on_shutdown.append(close_long_lived)
@@ -227,7 +243,7 @@ def url_of(bound: socket.socket) -> str:
 async def run(config: ServerConfig, clock: Clock, say: Callable[[str], None], *, print_login: bool = False) -> None:
     """Serve until SIGTERM or SIGINT; the second one ends the process at once. `say` gets what people wait for.
 
-    Raises `ListenError` and `agent.server.store.DatabaseError`.
+    Raises `ListenError`, `agent.server.store.DatabaseError` and `agent.server.derp_map.DerpMapFileError`.
     """
     await asyncio.to_thread(config.data_dir.mkdir, mode=0o700, parents=True, exist_ok=True)
     bound = await asyncio.to_thread(listen, config)

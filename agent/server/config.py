@@ -29,6 +29,12 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Where agents and browsers find the server; empty: `http://` and what it listens on."""
     stun_port: int | None = None
     """UDP port of the STUN responder, on `address`; None: there is none."""
+    derp_map: Path | None = None
+    """The whole DERP map (tailnet.md §5.8) as YAML or JSON; None: the relay that the server embeds."""
+    disable_direct: bool = False
+    """Agents and clients use relays only."""
+    force_websockets: bool = False
+    """Agents and clients reach relays over WebSockets at once, for proxies that stop `Upgrade: DERP`."""
     database: str = ""
     """Address of the database; empty: `server.db` in `data_dir`."""
     api_version: ApiVersion = CURRENT

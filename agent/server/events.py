@@ -46,6 +46,11 @@ def workspace_topic(workspace: UUID) -> str:
     return f"workspace:{workspace}"
 
 
+def owner_topic(owner: UUID) -> str:
+    """A workspace of this user was made."""
+    return f"owner:{owner}"
+
+
 class Subscription:
     """A flag that is raised whenever one of the topics is published; a context manager."""
 

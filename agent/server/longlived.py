@@ -125,6 +125,10 @@ class OneWaySocket(_Outlet):
         """Raises `PeerGoneError`."""
         await self._finish(self.response.send_str(text))
 
+    async def send_bytes(self, data: bytes) -> None:
+        """As a binary message. Raises `PeerGoneError`."""
+        await self._finish(self.response.send_bytes(data))
+
     async def emit(self, kind: Literal["data", "ping", "error"], data: Any = None) -> None:
         """Raises `PeerGoneError`."""
         await self.send(encode(Event(kind, data)).decode())

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Any
-from urllib.parse import urlsplit
 
 import msgspec
 from google.protobuf.duration_pb2 import Duration
 
 from agent.api.proto import agent_pb2 as pb
-from agent.api.proto.tailnet_pb2 import DERPMap
 from agent.server.definition import AgentDefinition
+from agent.server.derp_map import DerpMaps
 from agent.server.store.agents import AgentRow
 from agent.server.store.schema import App, Metadata, Script
 from agent.server.store.workspaces import NewAgent
-
-RELAY_REGION = 999
 
 
 def definition_of(stored: object) -> AgentDefinition:
@@ -67,7 +64,7 @@ def to_manifest(
     apps: Iterable[App],
     metadata: Iterable[Metadata],
     *,
-    access_url: str,
+    derp_maps: DerpMaps,
     git_auth_configs: int,
 ) -> pb.Manifest:
     """The answer to GetManifest. Whatever the Go agent would trip over is set (§12.5)."""
@@ -82,7 +79,9 @@ def to_manifest(
         environment_variables=definition.env,
         directory=definition.directory,
         motd_path=definition.motd_file,
-        derp_map=derp_map(access_url),
+        derp_map=derp_maps.message,
+        derp_force_websockets=derp_maps.options.force_websockets,
+        disable_direct_connections=derp_maps.options.disable_direct,
         scripts=[_script(script) for script in scripts],
         apps=[_app(app) for app in apps],
         metadata=[
@@ -105,28 +104,6 @@ def to_manifest(
 def quirk(seconds: int) -> Duration:
     """Metadata durations carry seconds in their nanosecond count (§8.1, "Unit quirk")."""
     return Duration(seconds=seconds // 10**9, nanos=seconds % 10**9)
-
-
-def derp_map(access_url: str) -> DERPMap:
-    """One region: the relay that this server embeds, reached at the access URL."""
-    parts = urlsplit(access_url)
-    plain = parts.scheme == "http"
-    node = DERPMap.Region.Node(
-        name=f"{RELAY_REGION}b",
-        region_id=RELAY_REGION,
-        host_name=parts.hostname or "",
-        stun_port=-1,
-        derp_port=parts.port or (80 if plain else 443),
-        force_http=plain,
-    )
-    region = DERPMap.Region(
-        region_id=RELAY_REGION,
-        embedded_relay=True,
-        region_code="embedded",
-        region_name="Embedded Relay",
-        nodes=[node],
-    )
-    return DERPMap(home_params=DERPMap.HomeParams(), regions={RELAY_REGION: region})
 
 
 def _script(script: Script) -> pb.WorkspaceAgentScript:

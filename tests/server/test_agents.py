@@ -17,7 +17,7 @@ from agent.api.manifest import from_proto
 from agent.api.methods import GET_MANIFEST
 from agent.api.proto import agent_pb2 as pb
 from agent.rpc import CallError, ConnectionLostError
-from agent.server.manifest import derp_map, quirk
+from agent.server.manifest import quirk
 from agent.server.store.schema import Agent, Log, ScriptTiming
 from agent.testing import ManualClock
 from tests.server.deployment import DEFINITION, Deployment, NewAgent, deployment
@@ -219,15 +219,6 @@ async def test_a_script_of_half_a_megabyte_arrives(server: Deployment) -> None:
     scripts = [{"display_name": "big", "script": text, "run_on_start": True}]
     agent = await server.new_agent(scripts=scripts)
     assert (await manifest(server, agent)).scripts[0].script == text
-
-
-def test_the_derp_map_is_of_the_access_url() -> None:
-    node = derp_map("http://127.0.0.1:13000").regions[999].nodes[0]
-    assert (node.host_name, node.derp_port, node.force_http, node.stun_port) == ("127.0.0.1", 13000, True, -1)
-    message = derp_map("https://example.com")
-    assert message.HasField("home_params")
-    assert message.regions[999].embedded_relay
-    assert (message.regions[999].nodes[0].derp_port, message.regions[999].nodes[0].force_http) == (443, False)
 
 
 def test_the_unit_quirk() -> None:

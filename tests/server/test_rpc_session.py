@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from contextlib import aclosing
 from pathlib import Path
 from uuid import UUID
 
-import pytest
 from sqlalchemy import update
 
-from agent.api import methods
+from agent.api import methods, tailnet
 from agent.api.proto import agent_pb2 as pb
-from agent.rpc import RpcError
+from agent.api.proto import tailnet_pb2 as tailnet_pb
+from agent.rpc import RpcClient
 from agent.server.metadata_writer import PERIOD
 from agent.server.store import schema
-from tests.rpc.test_replay import TAILNET, Call, recorded
+from tests.rpc.test_replay import Call, recorded
 from tests.server.deployment import Deployment, NewAgent, deployment
 
 
@@ -49,6 +50,29 @@ async def _with_recorded_ids(server: Deployment, calls: list[Call]) -> NewAgent:
     return agent
 
 
+async def _coordinate(client: RpcClient, agent: NewAgent, call: Call) -> None:
+    """What the agent told the coordinator, with the addresses of this agent, and without its clients."""
+    requests = [tailnet_pb.CoordinateRequest.FromString(data) for data in call.requests]
+    own = [tailnet.address_text(packed) for packed in tailnet.agent_addresses(agent.id)]
+    assert any(request.HasField("update_self") for request in requests)
+    asked = 0
+    async with await client.duplex(call.path) as stream:
+        for request in requests:
+            if request.HasField("update_self"):
+                node = request.update_self.node
+                assert len(node.addresses) == len(node.allowed_ips) == len(own)
+                node.addresses[:] = node.allowed_ips[:] = own
+            asked += len(request.ready_for_handshake)
+            await stream.send(request.SerializeToString())
+        for _ in range(asked):
+            response = tailnet_pb.CoordinateResponse.FromString(await stream.receive() or b"")
+            assert response.error.startswith("ready for handshake error: you do not share a tunnel with")
+        if not any(request.HasField("disconnect") for request in requests):
+            disconnect = tailnet_pb.CoordinateRequest(disconnect=tailnet_pb.CoordinateRequest.Disconnect())
+            await stream.send(disconnect.SerializeToString())
+        assert await stream.receive() is None
+
+
 async def test_every_recorded_call_is_answered(database_url: str, tmp_path: Path) -> None:
     calls = list(recorded().values())
     assert len(calls) > 50
@@ -56,9 +80,13 @@ async def test_every_recorded_call_is_answered(database_url: str, tmp_path: Path
         agent = await _with_recorded_ids(server, calls)
         async with server.rpc(agent, "version=2.4") as client:
             for call in calls:
-                if call.path.startswith(TAILNET):  # comes with the tailnet; agents go on without it
-                    with pytest.raises(RpcError, match=r"^protocol error: unknown rpc: "):
-                        await client.unary(call.path, call.requests[0] if call.requests else b"", timeout=20)
+                if call.path == methods.STREAM_DERP_MAPS.path:
+                    async with aclosing(client.stream(call.path, call.requests[0])) as maps:
+                        derp_map = tailnet_pb.DERPMap.FromString(await anext(maps))
+                    assert derp_map.HasField("home_params")
+                    assert list(derp_map.regions) == [999]
+                elif call.path == methods.COORDINATE.path:
+                    await _coordinate(client, agent, call)
                 else:
                     await client.unary(call.path, call.requests[0], timeout=20)
         batches = [

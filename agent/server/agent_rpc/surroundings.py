@@ -8,6 +8,7 @@ from uuid import UUID
 from agent.api.proto import agent_pb2 as pb
 from agent.clock import Clock
 from agent.server.agent_rpc.service import Settings, Topic
+from agent.server.derp_map import DerpMaps
 from agent.server.events import Events, agent_topic, logs_topic
 from agent.server.manifest import to_manifest
 from agent.server.metadata_writer import MetadataWriter
@@ -18,7 +19,7 @@ _TOPICS = {Topic.LOGS: logs_topic, Topic.STATE: agent_topic}
 
 
 class AgentSurroundings:
-    """Implements `service.Surroundings`; `access_url` is where agents reach the server."""
+    """Implements `service.Surroundings`."""
 
     def __init__(
         self,
@@ -27,10 +28,10 @@ class AgentSurroundings:
         clock: Clock,
         settings: Settings,
         metadata: MetadataWriter,
-        access_url: str,
+        derp_maps: DerpMaps,
     ) -> None:
         self.database, self.clock, self.settings = database, clock, settings
-        self._events, self._metadata, self._access_url = events, metadata, access_url
+        self._events, self._metadata, self._derp_maps = events, metadata, derp_maps
 
     async def manifest(self, agent: UUID) -> pb.Manifest:
         async with self.database.reading() as session:
@@ -42,7 +43,7 @@ class AgentSurroundings:
                 await agents.scripts(session, agent),
                 await agents.apps(session, agent),
                 await agents.metadata(session, agent),
-                access_url=self._access_url,
+                derp_maps=self._derp_maps,
                 git_auth_configs=await agents.count_git_providers(session),
             )
 

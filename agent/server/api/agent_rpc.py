@@ -7,15 +7,16 @@ from contextlib import AsyncExitStack
 
 from aiohttp import web
 
-from agent.api.versions import ApiVersion, VersionRefusedError, accept_version
+from agent.api.versions import ApiVersion
 from agent.clock import Clock
 from agent.rpc import MAX_MESSAGE, RpcServer, WebSocketTransport
 from agent.server.agent_rpc.service import AgentService, Surroundings
-from agent.server.errors import ApiError, Validation
+from agent.server.api.access import negotiated
 from agent.server.http import Call
 from agent.server.longlived import GOING_AWAY, LongLived, upgrade_refusal
 from agent.server.monitor import ConnectionMonitor
 from agent.server.routes import EMPTY, Auth, Query, Route
+from agent.server.tailnet_rpc.service import TailnetService
 
 INTERNAL_ERROR = 1011
 SHOWN_ROLES = ("", "agent")
@@ -27,9 +28,15 @@ class AgentRpc:
     """Serves the connections of agents; `newest` is the API version that is offered."""
 
     def __init__(
-        self, around: Surroundings, monitor: ConnectionMonitor, long_lived: LongLived, clock: Clock, newest: ApiVersion
+        self,
+        around: Surroundings,
+        tailnet: TailnetService,
+        monitor: ConnectionMonitor,
+        long_lived: LongLived,
+        clock: Clock,
+        newest: ApiVersion,
     ) -> None:
-        self._around, self._monitor, self._long_lived = around, monitor, long_lived
+        self._around, self._tailnet, self._monitor, self._long_lived = around, tailnet, monitor, long_lived
         self._clock, self._newest = clock, newest
 
     def routes(self) -> list[Route]:
@@ -51,18 +58,14 @@ class AgentRpc:
 
     async def connect(self, call: Call) -> web.StreamResponse:
         """Until the connection ends."""
-        asked = call.query.get("version", "")
-        try:
-            version = accept_version(asked, self._newest)
-        except VersionRefusedError as error:
-            mistake = Validation("version", str(error))
-            raise ApiError(400, "Unknown or unsupported API version", validations=[mistake]) from error
+        version = negotiated(call, self._newest)
         refusal = upgrade_refusal(call.request)
         if refusal is not None:
             return refusal
         socket = web.WebSocketResponse(compress=False, max_msg_size=MAX_MESSAGE)
         await socket.prepare(call.request)
         handlers = AgentService(call.agent.id, version, self._around).handlers()
+        handlers |= self._tailnet.agent_handlers(call.agent.id)
         server = RpcServer(WebSocketTransport(socket), handlers, self._clock)
         async with AsyncExitStack() as stack:
             stack.push_async_callback(server.aclose)

@@ -11,9 +11,11 @@ from aiohttp import web
 from agent.clock import Clock
 from agent.server.api import models
 from agent.server.auth import UserPrincipal, hash_agent_token
+from agent.server.coordinator import Coordinator
 from agent.server.definition import AgentDefinition, DefinitionError, read_definition, warnings
+from agent.server.derp_map import DerpMaps
 from agent.server.errors import ApiError, Validation, forbidden, hidden
-from agent.server.events import Events, agent_topic, workspace_topic
+from agent.server.events import Events, agent_topic, owner_topic, workspace_topic
 from agent.server.http import Call, no_content, reply
 from agent.server.manifest import definition_of, new_agent
 from agent.server.routes import EMPTY, Auth, Route, Text
@@ -49,8 +51,11 @@ class BuildChange(Body):
 class Agents:
     """Handlers; a member sees own agents only, an owner all."""
 
-    def __init__(self, database: Database, events: Events, clock: Clock) -> None:
+    def __init__(
+        self, database: Database, events: Events, clock: Clock, coordinator: Coordinator, derp_maps: DerpMaps
+    ) -> None:
         self._database, self._events, self._clock = database, events, clock
+        self._coordinator, self._derp_maps = coordinator, derp_maps
 
     def routes(self) -> list[Route]:
         path = "/api/v2/agents/{agent}"
@@ -148,6 +153,7 @@ class Agents:
                 ) from error
             row = await _start(session, workspace.id, definition, token, now)
         self._events.publish(workspace_topic(workspace.id))
+        self._events.publish(owner_topic(owner_id))
         return reply(models.new_agent_answer(row, row.build, now, token, odd), 201)
 
     async def show(self, call: Call) -> web.Response:
@@ -225,7 +231,8 @@ class Agents:
             timings = await agents.last_timings(session, agent_id)
             apps = await agents.apps(session, agent_id)
             sources = await agents.log_sources(session, agent_id)
-        return reply(models.workspace_agent(row, scripts, timings, apps, sources, self._now()))
+        latency = models.latencies(self._coordinator.node(agent_id), self._derp_maps.current)
+        return reply(models.workspace_agent(row, scripts, timings, apps, sources, latency, self._now()))
 
     async def _delete(self, session: Session, row: AgentRow) -> Build:
         now = self._now()

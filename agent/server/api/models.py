@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 from uuid import UUID
@@ -9,11 +10,13 @@ from uuid import UUID
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from agent.api.proto import tailnet_pb2 as pb
 from agent.server.manifest import definition_of
 from agent.server.status import presence, unhealthy_reason
 from agent.server.store.agents import AgentRow
 from agent.server.store.schema import App, Build, LogSource, Script, ScriptTiming
 from agent.server.wire import Time, optional_time, rfc3339
+from agent.tailnet.derp_map import DerpMap
 
 DISPLAY_APPS = ["ssh_helper", "port_forwarding_helper", "web_terminal"]
 
@@ -74,6 +77,13 @@ class Health(msgspec.Struct, kw_only=True):
     reason: str | UnsetType
 
 
+class Latency(msgspec.Struct, kw_only=True):
+    """From the agent to the relays of a region."""
+
+    preferred: bool
+    latency_ms: float
+
+
 class WorkspaceAgent(msgspec.Struct, kw_only=True):
     id: UUID
     parent_id: UUID | None = None
@@ -101,6 +111,7 @@ class WorkspaceAgent(msgspec.Struct, kw_only=True):
     apps: list[WorkspaceApp]
     connection_timeout_seconds: int
     troubleshooting_url: str
+    latency: dict[str, Latency] | UnsetType
     subsystems: list[str]
     health: Health
     display_apps: list[str]
@@ -215,6 +226,7 @@ def workspace_agent(
     timings: Mapping[UUID, ScriptTiming],
     apps: Iterable[App],
     log_sources: Iterable[LogSource],
+    latency: dict[str, Latency],
     now: int,
 ) -> WorkspaceAgent:
     """The answer of §3.1; `now` in microseconds."""
@@ -248,6 +260,7 @@ def workspace_agent(
         apps=sorted((_app(app) for app in apps), key=lambda app: (app.display_name, app.slug)),
         connection_timeout_seconds=definition.connection_timeout,
         troubleshooting_url=definition.troubleshooting_url,
+        latency=latency or UNSET,
         subsystems=list(map(str, agent.subsystems)),
         health=_health(status, agent.lifecycle_state),
         display_apps=DISPLAY_APPS,
@@ -255,6 +268,23 @@ def workspace_agent(
         scripts=[_script(script, timings.get(script.id)) for script in scripts],
         startup_script_behavior="blocking" if blocking else "non-blocking",
     )
+
+
+def latencies(node: pb.Node | None, derp_map: DerpMap) -> dict[str, Latency]:
+    """By the name of the region, from what the agent's node says (tailnet.md §3.9). Of two address families, which
+    are told apart behind the first `-`, the faster one counts."""
+    found: dict[str, Latency] = {}
+    for key, seconds in sorted(node.derp_latency.items()) if node is not None else ():
+        number = key.partition("-")[0]
+        if not number.isascii() or not number.isdigit() or not math.isfinite(seconds):
+            continue
+        region = derp_map.regions.get(int(number[:20]))
+        name = region.name if region is not None else f"Unnamed {number}"
+        milliseconds = seconds * 1000
+        if name not in found or milliseconds < found[name].latency_ms:
+            preferred = node is not None and int(number[:20]) == node.preferred_derp
+            found[name] = Latency(preferred=preferred, latency_ms=milliseconds)
+    return found
 
 
 def log_source(source: LogSource) -> WorkspaceAgentLogSource:
