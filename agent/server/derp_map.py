@@ -120,7 +120,7 @@ def parse(text: str) -> DerpMap:
 
 def _read(file: Path) -> DerpMap:
     try:
-        return parse(file.read_text())
+        return parse(file.read_text(encoding="utf-8"))
     except OSError as error:
         reason = os.strerror(error.errno).lower() if error.errno else str(error)
         raise DerpMapFileError(f"cannot read the DERP map {file}: {reason}") from error
