@@ -23,7 +23,6 @@ from agent.proxy import ProxyError, proxy_for
 
 TOKEN_HEADER = "Coder-Session-Token"  # noqa: S105 - the name of a header
 MAX_ERROR_BODY = 64 * 1024
-MAX_REDIRECTS = 10
 
 
 class ControlHttp:
@@ -150,6 +149,8 @@ def reaching(url: URL) -> Iterator[None]:
     except aiohttp.ClientHttpProxyError as error:
         # No cause is kept: its text has the proxy's URL, password included.
         raise UnreachableError(f"{where}: the proxy refused: {error.status} {error.message}") from None
+    except aiohttp.TooManyRedirects as error:  # its own text is empty
+        raise UnreachableError(f"{where}: redirects that lead nowhere; check CODER_AGENT_URL") from error
     except aiohttp.ClientConnectorCertificateError as error:
         raise UnreachableError(f"{where}: {error}; SSL_CERT_FILE names the authorities to trust") from error
     except TimeoutError as error:

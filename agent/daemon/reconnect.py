@@ -56,7 +56,7 @@ def diagnose(error: Exception | None) -> Trouble:
         case None:
             return Trouble("closed", "the control plane closed the connection", True)
         case ConnectionLostError():
-            return Trouble("lost", f"the connection broke: {error.__cause__ or error}", True)
+            return Trouble("lost", f"the connection broke: {str(error.__cause__ or error) or error}", True)
         case UnreachableError():
             return Trouble("unreachable", f"{error}; is the control plane running, and CODER_AGENT_URL right?", True)
         case RefusedError():

@@ -55,8 +55,7 @@ class WebSocketTransport:
                 await self._socket.close(code=UNSUPPORTED_DATA, message=b"expected binary message")
                 raise TransportError("the peer sent a text message on a binary WebSocket")
             elif message.type is WSMsgType.ERROR:
-                cause = self._socket.exception()
-                raise TransportError(f"the WebSocket broke: {cause}") from cause
+                raise TransportError(f"the WebSocket broke: {message.data}") from message.data
             else:
                 code = self._socket.close_code
                 if self._closing or code in (NORMAL, GOING_AWAY):

@@ -11,6 +11,7 @@ from structlog.testing import capture_logs
 from agent.control import RedirectError, RefusedError, UnreachableError, VersionMismatchError
 from agent.daemon.connection import ReconnectError
 from agent.daemon.reconnect import AWAY_CAP, LOW, REFUSED_CAP, Chronicle, Connector, Retry, Trouble, diagnose
+from agent.rpc import ConnectionLostError
 from agent.testing import ManualClock, settle
 from agent.testing.control_plane import FakeControlPlane
 
@@ -161,6 +162,12 @@ def test_every_trouble_says_what_to_do(error: Exception | None, kind: str, away:
     trouble = diagnose(error)
     assert (trouble.kind, trouble.away) == (kind, away)
     assert advice in trouble.text
+
+
+def test_a_cause_without_a_text_does_not_hide_the_error() -> None:
+    error = ConnectionLostError("no answer to /x within 30 s")
+    error.__cause__ = TimeoutError()
+    assert diagnose(error).text == "the connection broke: no answer to /x within 30 s"
 
 
 async def test_status_follows_the_connection(clock: ManualClock, server: FakeControlPlane) -> None:

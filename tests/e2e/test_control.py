@@ -342,7 +342,7 @@ async def test_a_redirect_within_the_origin_is_followed_with_the_token(serve: Se
 
 
 async def test_a_redirect_loop_ends(serve: Serve, dial: Dial) -> None:
-    with pytest.raises(UnreachableError):
+    with pytest.raises(UnreachableError, match="redirects that lead nowhere"):
         await dial(await serve(answer(307, Location=RPC_PATH))).connect()
 
 

@@ -122,7 +122,19 @@ async def test_a_message_that_is_too_large() -> None:
         await socket.receive()
 
     async with connected(serve) as socket:
-        with pytest.raises(TransportError):
+        with pytest.raises(TransportError, match=f"Message size {MAX_MESSAGE} exceeds limit"):
+            await WebSocketTransport(socket).receive()
+
+
+async def test_what_is_no_websocket_message_is_told() -> None:
+    async def serve(socket: web.WebSocketResponse) -> None:
+        assert socket._req is not None
+        assert socket._req.transport is not None
+        socket._req.transport.write(b"\xc2\x05hello")
+        await socket.receive()
+
+    async with connected(serve) as socket:
+        with pytest.raises(TransportError, match="reserved bits"):
             await WebSocketTransport(socket).receive()
 
 
