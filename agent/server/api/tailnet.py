@@ -171,7 +171,7 @@ class Tailnet:
                 while True:
                     if self._derp_maps.current is not sent:
                         sent = self._derp_maps.current
-                        await socket.send_bytes(encode(to_json(sent)) + b"\n")
+                        await socket.send_bytes(encode(to_json(sent)))
                     await socket.wait(changes, CHECK_PERIOD)
         return socket.response
 
