@@ -148,6 +148,8 @@ class Coordinator:
         self._full: deque[tuple[Connection, str]] = deque()
         self.overflows = 0
         """Peers that were removed because they did not take their responses."""
+        self.refused = 0
+        """Streams that were broken off for what their peers asked."""
 
     def __len__(self) -> int:
         return len(self._peers)
@@ -197,6 +199,7 @@ class Coordinator:
     def lose(self, connection: Connection, error: str = "") -> None:
         """The stream broke, or is to be broken off with an error. Does nothing where it has ended already."""
         if self._is_current(connection):
+            self.refused += bool(error)
             self._leave(connection, Update.LOST, "lost")
             connection.end(error)
 

@@ -401,6 +401,16 @@ async def test_a_server_that_stops_says_so(tmp_path: Path) -> None:
         assert told.error == "coordinator closed"
 
 
+async def test_few_may_follow_the_derp_map_at_once(server: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent.server.api.tailnet.MAX_FOLLOWERS", 1)
+    async with server.websocket("/api/v2/derp-map", "") as socket:
+        await socket.receive()
+        assert (await refusal(server, "/api/v2/derp-map"))[0] == 503
+    async with asyncio.timeout(LIMIT):
+        while (await refusal(server, "/api/v2/derp-map"))[0] == 503:
+            await asyncio.sleep(0.01)
+
+
 async def test_telemetry_is_taken_and_dropped(server: Deployment) -> None:
     agent = await server.new_agent()
     async with client_of(server, coordinate(agent)) as client:

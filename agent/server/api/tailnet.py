@@ -28,6 +28,8 @@ from agent.tailnet.derp_map import to_json
 
 CLIENT_MESSAGE = 32 * 1024
 """Bytes of a WebSocket message to a client: those of 2024 take no larger ones (tailnet.md §3.2)."""
+MAX_FOLLOWERS = 1024
+"""Open sockets of `derp-map`: anybody may ask for one."""
 COORDINATE_DEFAULT = "1.0"
 """Clients that tell no version are older than the only protocol there is."""
 
@@ -57,6 +59,7 @@ class Tailnet:
         self._service, self._derp_maps, self._tokens = service, derp_maps, tokens
         self._database, self._events, self._long_lived = database, events, long_lived
         self._clock, self._newest = clock, newest
+        self._followers = 0
 
     def routes(self) -> list[Route]:
         resume = Query("resume_token", "Of RefreshResumeToken: the client keeps its peer id")
@@ -164,6 +167,15 @@ class Tailnet:
         refusal = upgrade_refusal(call.request)
         if refusal is not None:
             return refusal
+        if self._followers >= MAX_FOLLOWERS:
+            raise ApiError(503, "Too many clients follow the DERP map.")
+        self._followers += 1
+        try:
+            return await self._follow(call)
+        finally:
+            self._followers -= 1
+
+    async def _follow(self, call: Call) -> web.StreamResponse:
         sent = None
         opened = one_way(call, self._clock, self._long_lived, compress=False, reason="unexpected data message")
         async with opened as socket:

@@ -82,8 +82,11 @@ class TailnetService:
             )
             return answer.SerializeToString()
 
+        one_at_a_time = asyncio.Lock()  # each costs the database a query whenever something happens
+
         async def updates(stream: ServerStream) -> None:
-            await self._workspace_updates(stream, client)
+            async with one_at_a_time:
+                await self._workspace_updates(stream, client)
 
         handlers = self._handlers()
         handlers[methods.COORDINATE.path] = Streaming(coordinate)

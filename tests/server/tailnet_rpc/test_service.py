@@ -108,6 +108,7 @@ async def test_a_defect_of_a_policy_ends_its_stream_only(kit: Kit, caplog: pytes
     async with kit.client(P1, Faulty()) as client, await client.duplex(methods.COORDINATE.path) as stream:
         await stream.send(me(1))
         assert response(await stream.receive()).error == "internal error"
+        assert kit.coordinator.refused == 1
         assert await stream.receive() is None
         await client.ping(5)
     assert "secret detail" in caplog.text
