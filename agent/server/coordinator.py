@@ -8,7 +8,7 @@ Whoever drives it hands in requests, and takes responses from the `Connection` w
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 from uuid import UUID
@@ -21,6 +21,8 @@ MAX_BATCH: Final = 1024
 """Updates of one response."""
 MAX_NODE: Final = 32 * 1024
 """Bytes of a node. Real ones have less than 2 KiB; every byte is sent to, and kept for, every tunnel peer."""
+MAX_READY: Final = 4 * MAX_BATCH
+"""Peers of one ready_for_handshake; an agent names those that one response told it of."""
 
 Update = pb.CoordinateResponse.PeerUpdate
 
@@ -249,7 +251,9 @@ class Coordinator:
         self._leave(connection, Update.DISCONNECTED, "graceful disconnect")
         connection.end()
 
-    def _ready(self, connection: Connection, items: Iterable[pb.CoordinateRequest.ReadyForHandshake]) -> None:
+    def _ready(self, connection: Connection, items: Sequence[pb.CoordinateRequest.ReadyForHandshake]) -> None:
+        if len(items) > MAX_READY:
+            raise RequestError(f"ready for handshake: {len(items)} peers are more than {MAX_READY}")
         for item in items:
             if not self._is_current(connection):
                 return

@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from agent.api.proto import tailnet_pb2 as pb
-from agent.server.coordinator import MAX_BATCH, MAX_NODE, MAX_PENDING, Connection, Coordinator, RequestError, Update
+from agent.server.coordinator import (
+    MAX_BATCH,
+    MAX_NODE,
+    MAX_PENDING,
+    MAX_READY,
+    Connection,
+    Coordinator,
+    RequestError,
+    Update,
+)
 
 P1, P2, P3 = (UUID(int=number) for number in (1, 2, 3))
 NODE, LOST, DISCONNECTED, READY = Update.NODE, Update.LOST, Update.DISCONNECTED, Update.READY_FOR_HANDSHAKE
@@ -267,6 +276,7 @@ def test_a_node_is_there_as_long_as_its_peer(coordinator: Coordinator) -> None:
         (Request(add_tunnel=Request.Tunnel(id=b"x" * 15)), r"add tunnel: invalid UUID \(got 15 bytes\)"),
         (Request(remove_tunnel=Request.Tunnel()), r"remove tunnel: invalid UUID \(got 0 bytes\)"),
         (Request(ready_for_handshake=[Request.ReadyForHandshake(id=b"x")]), "ready for handshake: invalid UUID"),
+        (ready(*[P2] * (MAX_READY + 1)), "ready for handshake: 4097 peers are more than 4096"),
     ],
 )
 def test_requests_that_break_the_protocol(coordinator: Coordinator, request_: Request, text: str) -> None:

@@ -136,6 +136,7 @@ class TailnetService:
                 request = pb.CoordinateRequest.FromString(data)
                 await policy.check(request)
                 self._coordinator.handle(connection, request)
+                await asyncio.sleep(0)  # a peer that says much takes turns with the others
         except DecodeError as cause:
             error = f"the request is no CoordinateRequest: {cause}"
         except RefusedError as cause:
