@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
+import importlib
 import json
 import statistics
 import sys
@@ -235,13 +235,10 @@ async def measure_many(effort: Effort) -> list[Figure]:
 async def measure_parts(effort: Effort) -> list[Figure]:
     """Rooms measured by themselves: `async def measure() -> dict[str, float]` in bench_parts/*.py."""
     figures = []
+    # By plain names on the path, so that processes which a part starts find its functions, too.
+    sys.path.insert(0, str(SCRIPTS / "bench_parts"))
     for path in sorted((SCRIPTS / "bench_parts").glob("*.py")):
-        spec = importlib.util.spec_from_file_location(f"bench_parts_{path.stem}", path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module
-        spec.loader.exec_module(module)
+        module = importlib.import_module(path.stem)
         figures += [Figure(f"{path.stem}: {what}", f"{value:,.1f}") for what, value in (await module.measure()).items()]
     return figures
 
