@@ -6,7 +6,7 @@ import asyncio
 import os
 import sys
 import threading
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from uuid import UUID
 
@@ -97,24 +97,43 @@ def _sinks(config: AgentConfig) -> list[Sink]:
 async def _run(config: AgentConfig, output: LogOutput) -> None:
     clock = SystemClock()
     environment = os.environ
-    executable = _join_path(environment)
-    get_logger("agent").info("agent is starting now", url=config.url, auth=config.auth, version=VERSION)
-    credentials = await _credentials(config)
-    headers = config.header
-    if config.header_command:
-        try:
-            headers += await run_header_command(config.header_command, config.url, environment, clock)
-        except HeaderError as error:
-            raise StartError(str(error)) from error
-    http = ControlHttp(URL(config.url), headers, clock)
+    request = StopRequest(clock)
+    # Before anything that may take its time: a stop is a graceful one from the start (daemon.md §1.3, step 5).
+    with handle_signals(request.receive, environment):
+        executable = _join_path(environment)
+        get_logger("agent").info("agent is starting now", url=config.url, auth=config.auth, version=VERSION)
+        credentials = await _credentials(config)
+        headers = await _headers(config, environment, request, clock)
+        if headers is not None:
+            http = ControlHttp(URL(config.url), headers, clock)
+            try:
+                plane = ControlPlane(http, _Unwritten(credentials, output), clock)
+                await _live(config, plane, executable, request, clock)
+            finally:
+                await http.aclose()
+    get_logger("agent").info("stopped")
+
+
+async def _headers(
+    config: AgentConfig, environment: Mapping[str, str], request: StopRequest, clock: Clock
+) -> tuple[tuple[str, str], ...] | None:
+    """The extra headers, the command's included; None when the agent was told to stop while the command ran."""
+    if not config.header_command:
+        return config.header
+    command = asyncio.create_task(run_header_command(config.header_command, config.url, environment, clock))
+    stopping = asyncio.create_task(request.stopping.wait())
     try:
-        plane = ControlPlane(http, _Unwritten(credentials, output), clock)
-        await _live(config, plane, executable, clock)
+        await asyncio.wait({command, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        return (*config.header, *command.result()) if command.done() else None
+    except HeaderError as error:
+        raise StartError(str(error)) from error
     finally:
-        await http.aclose()
+        for task in (command, stopping):
+            task.cancel()
+        await asyncio.wait({command, stopping})
 
 
-async def _live(config: AgentConfig, plane: ControlPlane, executable: str, clock: Clock) -> None:
+async def _live(config: AgentConfig, plane: ControlPlane, executable: str, request: StopRequest, clock: Clock) -> None:
     # Programs in the workspace find the server by it, also where the agent was told by a flag.
     environment = {**os.environ, "CODER_AGENT_URL": config.url}
     notifier = Notifier(environment)
@@ -172,7 +191,6 @@ async def _live(config: AgentConfig, plane: ControlPlane, executable: str, clock
         Routine("stats", StatsReporter(clock, NoTraffic()).run, after="manifest"),
         Routine("banners", Banners(clock).run),
     ]
-    request = StopRequest(clock)
 
     async def announce() -> None:
         lifecycle.enter(State.SHUTTING_DOWN)
@@ -189,21 +207,19 @@ async def _live(config: AgentConfig, plane: ControlPlane, executable: str, clock
         Stage("other scripts", workspace.close_scripts, 60.0),
         Stage("delivery", deliver, DELIVERY_LIMIT),
     ]
-    with handle_signals(request.receive, environment):
-        connecting = asyncio.create_task(
-            Connector(plane, routines, request.stopping, clock, notifier.status).run(), name="connector"
-        )
-        try:
-            notifier.ready()
-            await request.stopping.wait()
-            notifier.stopping()
-            await shut_down(stages, request.skip, clock)
-            _exit_anyway()
-        finally:
-            connecting.cancel()
-            await asyncio.wait({connecting})
-            await workspace.aclose()
-    get_logger("agent").info("stopped")
+    connecting = asyncio.create_task(
+        Connector(plane, routines, request.stopping, clock, notifier.status).run(), name="connector"
+    )
+    try:
+        notifier.ready()
+        await request.stopping.wait()
+        notifier.stopping()
+        await shut_down(stages, request.skip, clock)
+        _exit_anyway()
+    finally:
+        connecting.cancel()
+        await asyncio.wait({connecting})
+        await workspace.aclose()
 
 
 async def _credentials(config: AgentConfig) -> CredentialSource:

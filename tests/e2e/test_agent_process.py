@@ -153,6 +153,20 @@ async def test_stop_signals_end_it_with_0(world: World, number: signal.Signals) 
 
 
 @pytest.mark.spec("daemon", 7)
+async def test_a_stop_while_the_header_command_runs(world: World) -> None:
+    world.agent.arguments = ["agent", f"--agent-header-command=echo $$ > {world.home}/pid; sleep 1000"]
+    await world.agent.start()
+    pid = world.home / "pid"
+    async with asyncio.timeout(10):
+        while not (pid.exists() and pid.read_text().strip()):
+            await asyncio.sleep(0.02)
+    await world.stopped(5)
+    async with asyncio.timeout(5):
+        while Path(f"/proc/{pid.read_text().strip()}").exists():
+            await asyncio.sleep(0.02)
+
+
+@pytest.mark.spec("daemon", 7)
 async def test_dumps(world: World) -> None:
     pattern = re.compile(r"coder-agent-\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d\.\d{3}Z\.dump")
     await world.start(script(2, "touch stopped", run_on_stop=True))
