@@ -209,7 +209,7 @@ ROADS = pytest.mark.parametrize(
 def take_road(link: Link, loss: float, late: float, delay: float) -> int:
     """Set the faults, say how much is worth sending."""
     link.loss, link.late, link.delay = loss, late, delay
-    return 4 << 20 if not loss else 1 << 19
+    return 1 << 19 if loss or late else 4 << 20
 
 
 @ROADS
