@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -412,7 +412,3 @@ class Engine:
         self.flush()
         for answer in self._tsmp.values():
             answer.cancel()
-
-
-Handler = Callable[[TailnetStream], Awaitable[None]]
-"""Serves one accepted connection; the stream is closed when it returns."""
