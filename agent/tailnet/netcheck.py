@@ -6,6 +6,7 @@ import asyncio
 import ipaddress
 import socket
 from collections.abc import Iterable, Mapping
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Final
 
 from agent.api.tailnet import CODER_PREFIX
@@ -36,8 +37,12 @@ class LatencyProbe:
         import aiohttp
 
         latencies: dict[str, float] = {}
+        trace = aiohttp.TraceConfig()
+        trace.on_request_headers_sent.append(self._note_sent)
         async with aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(force_close=True), cookie_jar=aiohttp.DummyCookieJar()
+            connector=aiohttp.TCPConnector(force_close=True),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            trace_configs=[trace],
         ) as session:
             probes = [
                 asyncio.create_task(self._probe(session, region, latencies), name=f"latency of region {region.id}")
@@ -54,6 +59,9 @@ class LatencyProbe:
                 await asyncio.gather(*probes, return_exceptions=True)
         return latencies
 
+    async def _note_sent(self, session: object, context: SimpleNamespace, params: object) -> None:
+        context.trace_request_ctx.append(self._clock.now())
+
     async def _probe(self, session: aiohttp.ClientSession, region: Region, latencies: dict[str, float]) -> None:
         import aiohttp
         from yarl import URL
@@ -63,7 +71,7 @@ class LatencyProbe:
         url = URL.build(
             scheme="http" if plain else "https", host=node.host_name, port=node.port, path="/derp/latency-check"
         )
-        began = self._clock.now()
+        sent: list[float] = []  # connecting is no part of the latency (§5.7)
         try:
             async with session.get(
                 url,
@@ -71,16 +79,18 @@ class LatencyProbe:
                 ssl=True if plain else await self._tls.context(node),
                 proxy=proxy_for(url, self._options.environment),
                 allow_redirects=False,
+                trace_request_ctx=sent,
             ) as response:
+                took = self._clock.now() - sent[-1]
+                # With an answer without a body the connection may be gone already; then the name must do.
                 transport = response.connection.transport if response.connection is not None else None
-                peer = transport.get_extra_info("peername") if transport is not None else None
-                took = self._clock.now() - began
+                peer = transport.get_extra_info("peername")[0] if transport is not None else node.host_name
                 await response.content.read(8192)
         except (aiohttp.ClientError, OSError, ValueError):
             return  # a relay that cannot be measured is left out, as the specification says
         if response.status > 299:
             return
-        family = "v6" if peer and ":" in str(peer[0]) else "v4"
+        family = "v6" if ":" in peer else "v4"
         latencies[f"{region.id}-{family}"] = took
 
 

@@ -340,7 +340,11 @@ class Tailnet:
         while True:
             self._check_now.clear()
             if self._map.regions:
-                await self._check()
+                try:
+                    await self._check()
+                except Exception:
+                    # Without knowledge of its surroundings a node still works; the next check may tell more.
+                    logger.exception("the network check failed")
             active = bool(self.engine.paths.active(self._clock.now()))
             pause = random.uniform(*CHECK_PERIOD) if active else IDLE_CHECK  # noqa: S311 - spreads load
             await self._asked_within(pause)
@@ -380,7 +384,12 @@ class Tailnet:
     def _spawn(self, body: Coroutine[None, None, None], name: str) -> None:
         task = asyncio.create_task(body, name=name)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("a part of the tailnet ended: %s", task.get_name(), exc_info=error)
 
 
 def endpoint_text(endpoint: Endpoint) -> str:

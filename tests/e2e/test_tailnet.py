@@ -22,6 +22,7 @@ from agent.server.longlived import LongLived
 from agent.server.relay import Relay
 from agent.tailnet.derp_dial import DialOptions
 from agent.tailnet.derp_map import NO_STUN, DerpMap, Node, Region
+from agent.tailnet.netcheck import LatencyProbe
 from agent.tailnet.streams import TailnetStream
 from agent.tailnet.tailnet import NodeState, Tailnet, TailnetError
 
@@ -220,3 +221,28 @@ async def test_closing_leaves_nothing() -> None:
         await b.aclose()
         names = [task.get_name() for task in asyncio.all_tasks() if task is not before]
         assert not [name for name in names if "relay region" in name or "tailnet" in name or "service" in name], names
+
+
+async def test_relays_are_measured_by_family_and_the_absent_are_left_out() -> None:
+    async def slow(request: web.Request) -> web.Response:
+        await asyncio.sleep(0.2)
+        return web.Response()
+
+    app = web.Application()
+    app.router.add_get("/derp/latency-check", slow)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    regions = {}
+    for number, host in ((1, "127.0.0.1"), (2, "::1")):
+        await web.TCPSite(runner, host, 0).start()
+        port = runner.addresses[-1][1]
+        node = Node(name="a", region_id=number, host_name=host, derp_port=port, force_http=True)
+        regions[number] = Region(number, nodes=(node,))
+    absent = Node(name="a", region_id=3, host_name="127.0.0.1", derp_port=1, force_http=True)
+    regions[3] = Region(3, nodes=(absent,))
+    try:
+        found = await LatencyProbe(CLOCK, DialOptions()).measure(DerpMap(MappingProxyType(regions)))
+    finally:
+        await runner.cleanup()
+    assert sorted(found) == ["1-v4", "2-v6"]
+    assert all(0.2 <= seconds < 2 for seconds in found.values())
