@@ -15,8 +15,9 @@ from agent.api.proto import tailnet_pb2 as pb
 from agent.api.tailnet import agent_addresses, write_disco, write_key
 from agent.protocol import keys
 from agent.rpc import CallError, RpcClient, RpcServer, ServerStream, Streaming
-from agent.tailnet.coordination import LOST_AFTER, CoordinationEndedError, Coordinator, follow_derp_map
+from agent.tailnet.coordination import CoordinationEndedError, Coordinator, follow_derp_map
 from agent.tailnet.derp_dial import DialOptions
+from agent.tailnet.peers import LOST_AFTER
 from agent.tailnet.tailnet import NodeState, Tailnet
 from agent.testing import ManualClock, memory_pair, settle
 
