@@ -1,0 +1,93 @@
+"""Two connections joined in memory, with the interface of `agent.tailnet.streams.TailnetStream`."""
+
+from __future__ import annotations
+
+import asyncio
+
+from agent.protocol.tcp import ConnectionClosedTcpError, ConnectionResetTcpError, TcpError
+
+
+class MemoryStream:
+    """One end of a pair. What the other end sends waits here, at most `capacity` bytes; then its writing waits."""
+
+    def __init__(self, capacity: int = 65536) -> None:
+        self.capacity = capacity
+        self.arrived = bytearray()
+        """What was sent to this end and not read yet."""
+        self.closed = False
+        self._peer: MemoryStream | None = None
+        self._eof = False
+        self._shut = False
+        self._error: TcpError | None = None
+        self._changed = asyncio.Event()
+
+    @property
+    def peer_stream(self) -> MemoryStream:
+        """The other end."""
+        assert self._peer is not None
+        return self._peer
+
+    async def read(self, limit: int = 262_144) -> bytes:
+        while not self.arrived:
+            if self._error is not None:
+                raise self._error
+            if self._eof or self.closed:
+                return b""
+            await self._wait()
+        data = bytes(self.arrived[:limit])
+        del self.arrived[:limit]
+        self.peer_stream._wake()
+        return data
+
+    async def write(self, data: bytes | memoryview) -> None:
+        view = memoryview(data)
+        while view:
+            if self._error is not None:
+                raise self._error
+            if self.closed or self._shut:
+                raise ConnectionClosedTcpError("the connection is closed")
+            peer = self.peer_stream
+            room = peer.capacity - len(peer.arrived)
+            if peer.closed:
+                self._break(ConnectionResetTcpError("the peer reset the connection"))
+            elif room > 0:
+                peer.arrived += view[:room]
+                view = view[room:]
+                peer._wake()
+            else:
+                await self._wait()
+
+    def shutdown_write(self) -> None:
+        self._shut = True
+        self.peer_stream._eof = True
+        self.peer_stream._wake()
+
+    def close(self) -> None:
+        if not self.closed:
+            self.closed = True
+            self.shutdown_write()
+            self._wake()
+
+    def abort(self) -> None:
+        if not self.closed:
+            self.closed = True
+            self._break(ConnectionClosedTcpError("the connection was aborted"))
+            self.peer_stream._break(ConnectionResetTcpError("the peer reset the connection"))
+
+    def _break(self, error: TcpError) -> None:
+        self._error = self._error or error
+        self._wake()
+
+    def _wake(self) -> None:
+        self._changed.set()
+
+    async def _wait(self) -> None:
+        self._changed.clear()
+        await self._changed.wait()
+
+
+def stream_pair(capacity: int = 65536) -> tuple[MemoryStream, MemoryStream]:
+    """Two joined ends. One task reads and one writes at each."""
+    left, right = MemoryStream(capacity), MemoryStream(capacity)
+    left._peer, right._peer = right, left
+    return left, right
