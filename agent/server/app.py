@@ -39,6 +39,7 @@ from agent.server.derp_map import DerpMaps, DerpOptions
 from agent.server.events import Events, PostgresRelay, agent_topic, metadata_topic
 from agent.server.housekeeping import Housekeeping
 from agent.server.http import Front
+from agent.server.listening import serving
 from agent.server.longlived import LongLived
 from agent.server.metadata_writer import MetadataWriter
 from agent.server.monitor import ConnectionMonitor
@@ -52,9 +53,6 @@ from agent.server.stun import open_stun_responder
 from agent.server.tailnet_rpc.resume import resume_tokens
 from agent.server.tailnet_rpc.service import TailnetService
 from agent.version import COMPATIBLE, VERSION
-
-SHUTDOWN_TIMEOUT = 5.0
-MAX_HEADERS = 32 * 1024
 
 log = structlog.get_logger("agent.server")
 
@@ -264,30 +262,19 @@ async def run(config: ServerConfig, clock: Clock, say: Callable[[str], None], *,
             loop.add_signal_handler(number, interrupt)
         async with AsyncExitStack() as stack:
             server = await stack.enter_async_context(open_server(config, clock, access_url))
-            runner = web.AppRunner(
-                server.app,
-                access_log=None,
-                shutdown_timeout=SHUTDOWN_TIMEOUT,
-                max_line_size=MAX_HEADERS,
-                max_field_size=MAX_HEADERS,
-            )
-            await runner.setup()
             # What is there now stays: the collector need not look at it again and again, which stops everything for
             # more than a tenth of a second each time.
             gc.collect()
             gc.freeze()
-            try:
-                await web.SockSite(runner, bound, backlog=1024).start()
-                say(f"listening on {url_of(bound)}")
-                if config.stun_port is not None:
-                    stun = await _open_stun(config.address, config.stun_port, clock)
-                    stack.callback(stun.close)
-                    say(f"answering STUN on UDP port {stun.get_extra_info('sockname')[1]}")
-                if access_url != url_of(bound):
-                    say(f"agents and browsers reach it at {access_url}")
-                if print_login:
-                    say(f"log in at {await server.login_link()}")
-                await stop.wait()
-                log.info("stopping")
-            finally:
-                await runner.cleanup()
+            await stack.enter_async_context(serving(server.app, bound))
+            say(f"listening on {url_of(bound)}")
+            if config.stun_port is not None:
+                stun = await _open_stun(config.address, config.stun_port, clock)
+                stack.callback(stun.close)
+                say(f"answering STUN on UDP port {stun.get_extra_info('sockname')[1]}")
+            if access_url != url_of(bound):
+                say(f"agents and browsers reach it at {access_url}")
+            if print_login:
+                say(f"log in at {await server.login_link()}")
+            await stop.wait()
+            log.info("stopping")
