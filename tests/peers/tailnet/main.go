@@ -11,22 +11,29 @@ import (
 
 func main() {
 	if len(os.Args) < 2 {
-		fail(fmt.Errorf("need a command: derp-server or derp-client"))
+		fail(fmt.Errorf("need a command: node, derp-server or derp-client"))
 	}
-	go func() {
-		_, _ = io.Copy(io.Discard, os.Stdin)
-		os.Exit(0)
-	}()
 	var err error
 	switch os.Args[1] {
+	case "node":
+		err = runNode(os.Args[2:])
 	case "derp-server":
+		go endWithInput()
 		err = derpServer()
 	case "derp-client":
+		go endWithInput()
 		err = derpClient(os.Args[2:])
 	default:
 		err = fmt.Errorf("unknown command %q", os.Args[1])
 	}
-	fail(err)
+	if err != nil {
+		fail(err)
+	}
+}
+
+func endWithInput() {
+	_, _ = io.Copy(io.Discard, os.Stdin)
+	os.Exit(0)
 }
 
 func fail(err error) {
