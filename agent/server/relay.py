@@ -39,7 +39,8 @@ KEEP_ALIVE_JITTER = 5.0
 WRITE_TIMEOUT = 2.0
 """A link that takes no byte for so long is cut off."""
 MAX_LOGINS = 512
-"""Connections that have not yet logged in; each may hold up to 256 KiB of a login."""
+"""Connections that have not yet logged in; each may hold up to 256 KiB of a login. The oldest makes way for one more:
+a login takes a round trip, so that who opens many and stops half-way keeps nobody out."""
 GONE_BURST, GONE_PERIOD = 3, 1.0
 TICK = 1.0
 
@@ -49,10 +50,6 @@ _DATAGRAM_AT = 37
 """Where the datagram begins in a RecvPacket frame."""
 
 log = structlog.get_logger("agent.server.relay")
-
-
-class RelayFullError(Exception):
-    """Too many connections are about to log in."""
 
 
 class Link(Protocol):
@@ -77,6 +74,8 @@ class Counters:
     logins: int = 0
     logins_failed: int = 0
     """Broke a rule before they were logged in, or took too long."""
+    logins_displaced: int = 0
+    """Were not yet logged in when there were too many of them."""
     broken: int = 0
     """Broke a rule of the protocol later."""
 
@@ -251,7 +250,7 @@ class Relay:
         self._private_key = private_key or keys.generate(entropy)
         self.public_key = keys.public_key(self._private_key)
         self._connections: set[Connection] = set()
-        self._logging_in = 0
+        self._logging_in: dict[Connection, None] = {}
         self._clients: dict[bytes, _Client] = {}
         self._busy = asyncio.Event()
         self.counters = Counters()
@@ -262,14 +261,17 @@ class Relay:
         return len(self._clients)
 
     def connect(self, link: Link) -> Connection:
-        """A new connection, whose greeting `link` is woken for. Raises `RelayFullError`."""
-        if self._logging_in >= MAX_LOGINS:
-            raise RelayFullError(f"{MAX_LOGINS} connections are about to log in")
+        """A new connection, whose greeting `link` is woken for."""
+        if len(self._logging_in) >= MAX_LOGINS:
+            oldest = next(iter(self._logging_in))
+            self.counters.logins_displaced += 1
+            oldest.link.abort()
+            oldest.close()
         session = ServerSession(self._private_key, self._entropy)
         keep_alive = KEEP_ALIVE_PERIOD + self._uniform(0, KEEP_ALIVE_JITTER)
         connection = Connection(self, session, link, self._clock.now(), keep_alive)
         self._connections.add(connection)
-        self._logging_in += 1
+        self._logging_in[connection] = None
         self._busy.set()
         connection.flush_session()
         return connection
@@ -292,7 +294,7 @@ class Relay:
             client = self._clients[key] = _Client(key)
         client.connections.append(connection)
         connection.client = client
-        self._logging_in -= 1
+        del self._logging_in[connection]
         self.counters.logins += 1
 
     def disconnect(self, connection: Connection) -> None:
@@ -303,7 +305,7 @@ class Relay:
         connection.heard_from.clear()
         client = connection.client
         if client is None:
-            self._logging_in -= 1
+            del self._logging_in[connection]
             return
         client.connections.remove(connection)
         if client.connections:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from agent.protocol import derp, disco, keys
 from agent.protocol.derp import ClientSession, DerpError, PeerGone
-from agent.server.relay import MAX_LOGINS, QUEUE_BYTES, QUEUE_PACKETS, Connection, Relay, RelayFullError
+from agent.server.relay import MAX_LOGINS, QUEUE_BYTES, QUEUE_PACKETS, Connection, Relay
 from agent.testing import ManualClock
 
 DISCO = disco.MAGIC + bytes(100)
@@ -222,15 +222,19 @@ def test_a_box_that_does_not_open_and_a_rule_that_is_broken(relay: Relay) -> Non
     assert (relay.counters.logins_failed, relay.counters.broken) == (1, 1)
 
 
-def test_logins_are_bounded(relay: Relay) -> None:
-    waiting = [Peer(relay) for _ in range(MAX_LOGINS)]
-    with pytest.raises(RelayFullError):
-        Peer(relay)
-    waiting[0].log_in()
-    last = Peer(relay)
-    for peer in [*waiting, last]:
+def test_half_logins_make_way_and_keep_nobody_out(relay: Relay) -> None:
+    here = Peer(relay).log_in()
+    waiting = [Peer(relay) for _ in range(3 * MAX_LOGINS)]
+    late = Peer(relay).log_in()
+    here.send(late, b"hello")
+    late.read()
+    assert late.packets == [(here.key, b"hello")]
+    assert [peer.aborted for peer in waiting].count(False) == MAX_LOGINS - 1
+    assert not waiting[-1].aborted, "the oldest make way"
+    assert relay.counters.logins_displaced == 2 * MAX_LOGINS + 1
+    for peer in [*waiting, here, late]:
         peer.connection.close()
-    assert (relay.clients, relay._logging_in, len(relay._connections)) == (0, 0, 0)
+    assert (relay.clients, len(relay._logging_in), len(relay._connections)) == (0, 0, 0)
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5), st.sampled_from("slcr")), max_size=60))

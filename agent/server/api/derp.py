@@ -12,7 +12,7 @@ from agent.clock import Clock, deadline
 from agent.protocol.derp import MAX_CLIENT_FRAME, PROTOCOL_VERSION, DerpError
 from agent.server.http import Call
 from agent.server.longlived import GOING_AWAY, LongLived
-from agent.server.relay import WRITE_TIMEOUT, Connection, Relay, RelayFullError
+from agent.server.relay import WRITE_TIMEOUT, Connection, Relay
 from agent.server.routes import EMPTY, Auth, Route
 
 SUBPROTOCOL = "derp"
@@ -61,12 +61,9 @@ class Derp:
         if upgrade not in ("derp", "websocket"):
             headers = {hdrs.UPGRADE: "DERP", hdrs.CONNECTION: "Upgrade"}
             return web.Response(status=426, text="DERP requires connection upgrade\n", headers=headers)
-        try:
-            if upgrade == "websocket" and SUBPROTOCOL in request.headers.get(hdrs.SEC_WEBSOCKET_PROTOCOL, ""):
-                return await self._websocket(request)
-            return await self._upgraded(request)
-        except RelayFullError as error:
-            return web.Response(status=503, text=f"{error}: try again\n", headers={"Retry-After": "1"})
+        if upgrade == "websocket" and SUBPROTOCOL in request.headers.get(hdrs.SEC_WEBSOCKET_PROTOCOL, ""):
+            return await self._websocket(request)
+        return await self._upgraded(request)
 
     async def _upgraded(self, request: web.Request) -> web.StreamResponse:
         transport = request.transport
