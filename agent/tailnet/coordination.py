@@ -44,9 +44,9 @@ class Coordinator:
         self._clock = clock
         self._peers = Peers(tailnet, clock)
         self._stopping = asyncio.Event()
-        self._left = False
-        self._stopped = asyncio.Event()
-        self._stopped.set()
+        self._gone = asyncio.Event()
+        """Nobody has to be told that this node goes: it was never announced, or the server took the farewell."""
+        self._gone.set()
 
     @property
     def peers(self) -> int:
@@ -59,16 +59,17 @@ class Coordinator:
         However it ends, all peers count as lost from then on: the data path goes on without the control plane.
         Once the server has taken the farewell there is nothing more to say on any connection.
         """
-        if self._left:
+        if self._stopping.is_set() and self._gone.is_set():
             return
-        self._stopped.clear()
+        self._gone.clear()
         try:
             async with await client.duplex(methods.COORDINATE.path) as call, asyncio.TaskGroup() as group:
                 sending = _Sending(call)
                 await self._begin(sending)
+                telling = group.create_task(self._tell(sending), name="tell of this node")
                 tasks = [
-                    group.create_task(self._tell(sending), name="tell of this node"),
-                    group.create_task(self._say_goodbye(sending), name="leave the tailnet"),
+                    telling,
+                    group.create_task(self._say_goodbye(sending, telling), name="leave the tailnet"),
                     group.create_task(self._keep(), name="peers that wait"),
                 ]
                 while (message := await call.receive()) is not None:
@@ -82,18 +83,20 @@ class Coordinator:
         except* CallError as errors:
             raise errors.exceptions[0] from None
         finally:
-            self._stopped.set()
             self._peers.lose_all()
-        self._left = self._stopping.is_set()
-        if not self._left:
+        if not self._stopping.is_set():
             raise CoordinationEndedError("the control plane ended the coordination stream")
+        self._gone.set()
 
     async def leave(self, limit: float = GOODBYE_LIMIT) -> None:
-        """Tell the peers that this node goes, and wait for the server to have taken it: at most `limit` seconds."""
+        """Tell the peers that this node goes, and wait for the server to have taken it: at most `limit` seconds.
+
+        Where there is no connection now, the next one is used for it, also after this has returned.
+        """
         self._stopping.set()
         try:
             async with deadline(self._clock, limit):
-                await self._stopped.wait()
+                await self._gone.wait()
         except TimeoutError:
             logger.info("the control plane did not confirm the farewell within %g s", limit)
 
@@ -109,8 +112,9 @@ class Coordinator:
             node = describe(self._tailnet, self._ident, sent, self._clock)
             await sending.send(pb.CoordinateRequest(update_self=pb.CoordinateRequest.UpdateSelf(node=node)))
 
-    async def _say_goodbye(self, sending: _Sending) -> None:
+    async def _say_goodbye(self, sending: _Sending, telling: asyncio.Task[None]) -> None:
         await self._stopping.wait()
+        telling.cancel()
         # The stream is not closed here: the close might overtake the message.
         await sending.send(pb.CoordinateRequest(disconnect=pb.CoordinateRequest.Disconnect()))
 
@@ -168,12 +172,13 @@ class ClientCoordinator(Coordinator):
                 self._ready, self._waiting = False, None
                 self._peers.remove(self._agent)
             elif update.kind == Update.LOST:
+                # Should another process of the agent come, it must take this node in anew. It does so, and says so,
+                # before it tells of itself.
+                self._ready = False
                 self._peers.lose(self._agent)
 
     def _take_node(self, message: pb.Node) -> None:
         known = self._peers.node(self._agent)
-        if known is not None and write_key(known.key) != message.key:
-            self._ready = False  # another process, which must take this node in anew
         self._waiting = message
         if self._ready or (known is not None and write_key(known.key) == message.key):
             self._go_on()

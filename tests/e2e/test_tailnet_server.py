@@ -6,27 +6,24 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
-from uuid import UUID
+from uuid import UUID, uuid4
 
-import aiohttp
 import pytest
 from yarl import URL
 
-from agent.api import methods
-from agent.api.proto import tailnet_pb2 as pb
-from agent.api.tailnet import TAILSCALE_PREFIX, agent_addresses
+from agent.api.tailnet import agent_addresses
 from agent.clock import SystemClock
 from agent.control import ControlHttp, ControlPlane
 from agent.identity import FixedToken
-from agent.rpc import MAX_MESSAGE, CallError, Duplex, RpcClient, WebSocketTransport
+from agent.tailnet.client import AgentConnection, ServerError, connect
 from agent.tailnet.coordination import Coordinator, follow_derp_map
 from agent.tailnet.derp_dial import DialOptions
 from agent.tailnet.derp_map import DerpMap
 from agent.tailnet.streams import TailnetStream
-from agent.tailnet.tailnet import Tailnet
+from agent.tailnet.tailnet import Tailnet, TailnetError
 from agent.testing.deployment import CreatedAgent, Deployment
 
 CLOCK = SystemClock()
@@ -70,71 +67,14 @@ class Host:
             await http.aclose()
 
 
-class Guest:
-    """A client of one agent, as a command line program is one."""
+def guest(running: Deployment, agent: UUID, *, direct: bool) -> AbstractAsyncContextManager[AgentConnection]:
+    return connect(URL(running.url), running.token, agent, CLOCK, direct=direct)
 
-    def __init__(self, deployment: Deployment, agent: UUID, *, direct: bool) -> None:
-        self.deployment = deployment
-        self.agent = agent
-        self.address = TAILSCALE_PREFIX + os.urandom(10)
-        self.tailnet = Tailnet([self.address], CLOCK, options=DialOptions(), direct=direct)
-        self.coordinator = Coordinator(self.tailnet, UUID(bytes=self.address), CLOCK)
-        self.tailnet.start()
-        self.updates: list[pb.CoordinateResponse.PeerUpdate] = []
 
-    @asynccontextmanager
-    async def connected(self) -> AsyncIterator[None]:
-        headers = {"Coder-Session-Token": self.deployment.token}
-        async with aiohttp.ClientSession(headers=headers) as session:
-            async with session.get(f"{self.deployment.url}/api/v2/workspaceagents/{self.agent}/connection") as answer:
-                assert "derp_map" in json.loads(await answer.text())
-            url = f"{self.deployment.url}/api/v2/workspaceagents/{self.agent}/coordinate?version=2.0"
-            socket = await session.ws_connect(url, max_msg_size=MAX_MESSAGE)
-            client = RpcClient(WebSocketTransport(socket), CLOCK)
-            await client.start()
-            tasks = [
-                asyncio.create_task(
-                    follow_derp_map(
-                        client, lambda found: self.tailnet.update_derp_map(found.rewritten(URL(self.deployment.url)))
-                    )
-                )
-            ]
-            try:
-                async with await client.duplex(methods.COORDINATE.path) as call:
-                    tunnel = pb.CoordinateRequest.Tunnel(id=self.agent.bytes)
-                    await call.send(pb.CoordinateRequest(add_tunnel=tunnel).SerializeToString())
-                    tasks.append(asyncio.create_task(self._tell(call)))
-                    tasks.append(asyncio.create_task(self._listen(call)))
-                    yield
-                    request = pb.CoordinateRequest(disconnect=pb.CoordinateRequest.Disconnect())
-                    with suppress(CallError):  # a test may have killed the server
-                        await call.send(request.SerializeToString())
-                        await asyncio.wait({tasks[-1]}, timeout=5)
-            finally:
-                for task in tasks:
-                    task.cancel()
-                await client.aclose()
-                await asyncio.gather(*tasks, return_exceptions=True)
-
-    async def _tell(self, call: Duplex) -> None:
-        state = None
-        while True:
-            state = await self.tailnet.node_changed(state)
-            node = self.coordinator._node(state)
-            request = pb.CoordinateRequest(update_self=pb.CoordinateRequest.UpdateSelf(node=node))
-            await call.send(request.SerializeToString())
-
-    async def _listen(self, call: Duplex) -> None:
-        while (message := await call.receive()) is not None:
-            for update in pb.CoordinateResponse.FromString(message).peer_updates:
-                self.updates.append(update)
-                if update.kind == pb.CoordinateResponse.PeerUpdate.NODE:
-                    self.coordinator._set(update.id, update.node)
-
-    async def agent_known(self) -> None:
-        async with asyncio.timeout(10):
-            while not self.coordinator.peers:
-                await asyncio.sleep(0.01)
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.01)
 
 
 async def turn(stream: TailnetStream, text: bytes) -> None:
@@ -154,26 +94,24 @@ async def test_a_client_reaches_an_agent_and_the_stream_survives_the_server(tmp_
     async with Deployment(tmp_path) as running:
         created = await running.create_agent(json.dumps({"name": "dev"}))
         host = Host(running, created, direct=direct)
-        guest = Guest(running, host.agent, direct=direct)
         try:
-            async with host.connected(), guest.connected():
-                await guest.agent_known()
-                began = time.monotonic()
-                await guest.tailnet.reach(host.addresses[0], 10)
-                assert time.monotonic() - began < 4  # a lost first handshake would have cost 5 s
-                await guest.tailnet.reach(host.addresses[1], 10)
-                stream = await guest.tailnet.dial_tcp(host.addresses[0], 7, 10)
-                await turn(stream, os.urandom(2_000_000))
-                kinds = {update.kind for update in guest.updates}
-                assert pb.CoordinateResponse.PeerUpdate.READY_FOR_HANDSHAKE in kinds
-                await running.server.kill()
+            async with guest(running, host.agent, direct=direct) as client:
+                async with host.connected():
+                    began = time.monotonic()
+                    await client.reachable(10)
+                    # A first handshake that is lost, or an agent that does not say that it is ready, costs 5 s.
+                    assert time.monotonic() - began < 4
+                    await client.tailnet.reach(host.addresses[1], 10)
+                    stream = await client.dial(7, 10)
+                    await turn(stream, os.urandom(2_000_000))
+                    await running.server.kill()
                 await running.start_server()
-            async with host.connected(), guest.connected():
-                await turn(stream, b"still the same connection")
-                other = await guest.tailnet.dial_tcp(host.addresses[0], 7, 20)
-                await turn(other, b"and a new one")
+                async with host.connected():
+                    await turn(stream, b"still the same connection")
+                    other = await client.dial(7, 20)
+                    await turn(other, b"and a new one")
+                    await until(lambda: host.coordinator.peers == 1)
         finally:
-            await guest.tailnet.aclose()
             await host.tailnet.aclose()
 
 
@@ -182,18 +120,13 @@ async def test_a_client_that_leaves_is_forgotten_at_once(tmp_path: Path) -> None
     async with Deployment(tmp_path) as running:
         created = await running.create_agent(json.dumps({"name": "dev"}))
         host = Host(running, created, direct=False)
-        guest = Guest(running, host.agent, direct=False)
         try:
             async with host.connected():
-                async with guest.connected():
-                    await guest.agent_known()
-                    await guest.tailnet.reach(host.addresses[0], 10)
+                async with guest(running, host.agent, direct=False) as client:
+                    await client.reachable(10)
                     assert host.coordinator.peers == 1
-                async with asyncio.timeout(5):
-                    while host.coordinator.peers:
-                        await asyncio.sleep(0.01)
+                await until(lambda: not host.coordinator.peers)
         finally:
-            await guest.tailnet.aclose()
             await host.tailnet.aclose()
 
 
@@ -201,14 +134,49 @@ async def test_an_agent_that_leaves_says_so(tmp_path: Path) -> None:
     async with Deployment(tmp_path) as running:
         created = await running.create_agent(json.dumps({"name": "dev"}))
         host = Host(running, created, direct=False)
-        guest = Guest(running, host.agent, direct=False)
         try:
-            async with guest.connected(), host.connected():
-                await guest.agent_known()
+            async with guest(running, host.agent, direct=False) as client, host.connected():
+                await client.reachable(10)
                 await host.coordinator.leave()
-                async with asyncio.timeout(5):
-                    while guest.updates[-1].kind != pb.CoordinateResponse.PeerUpdate.DISCONNECTED:
-                        await asyncio.sleep(0.01)
+                await until(lambda: not client.known)
         finally:
-            await guest.tailnet.aclose()
             await host.tailnet.aclose()
+
+
+@pytest.mark.spec("tailnet", 63)
+@pytest.mark.parametrize("direct", [False, True], ids=["relayed", "direct"])
+async def test_a_client_finds_an_agent_that_was_killed_and_came_back_with_new_keys(
+    tmp_path: Path, direct: bool
+) -> None:
+    async with Deployment(tmp_path) as running:
+        created = await running.create_agent(json.dumps({"name": "dev"}))
+        first = Host(running, created, direct=direct)
+        async with guest(running, first.agent, direct=direct) as client:
+            async with first.connected():
+                await turn(await client.dial(7, 10), b"before")
+                # As a process that is killed: its node ends, its connection breaks, nobody says goodbye.
+                await first.tailnet.aclose()
+            second = Host(running, created, direct=direct)
+            try:
+                async with second.connected():
+                    began = time.monotonic()
+                    await turn(await client.dial(7, 20), b"after")
+                    assert time.monotonic() - began < 4
+            finally:
+                await second.tailnet.aclose()
+
+
+async def test_a_client_that_is_refused_learns_it_at_once(tmp_path: Path) -> None:
+    async with Deployment(tmp_path) as running:
+        created = await running.create_agent(json.dumps({"name": "dev"}))
+        for server, token, agent, text in (
+            (running.url, running.token, str(uuid4()), "doesn't exist"),
+            (running.url, "0123456789-0123456789012345678901", created.id, "401"),
+            ("http://127.0.0.1:1", running.token, created.id, "cannot reach http://127.0.0.1:1"),
+        ):
+            with pytest.raises(ServerError, match=text):
+                async with connect(URL(server), token, UUID(agent), CLOCK):
+                    pass
+        async with guest(running, UUID(created.id), direct=False) as client:
+            with pytest.raises(TailnetError, match="not connected to the server"):
+                await client.dial(7, 0.5)
