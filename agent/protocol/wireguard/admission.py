@@ -1,13 +1,15 @@
 """Which handshake messages are worth their price (tailnet.md §7.8).
 
-A handshake costs some hundred times what a transport packet costs. Up to `BURST` at once and `RATE` a second are taken
-from anyone. Beyond that we are under load for a second at least: a sender has to prove its address with a cookie, and
-gets `SOURCE_RATE` a second then.
+A handshake costs some hundred times what a transport packet costs. A source gets `SOURCE_RATE` a second, so that one
+that floods is at nobody's expense. All sources together get `RATE`: whoever makes up sources gets no further. Beyond
+that we are under load for a second at least. Who is refused gets a cookie, which proves its address, and with that the
+same rate again, whatever others do.
 """
 
 from __future__ import annotations
 
 import enum
+from math import inf
 
 from agent.protocol.wireguard.cookies import Checker
 
@@ -17,7 +19,7 @@ LOADED_FOR = 1.0
 SOURCE_BURST = 5
 SOURCE_RATE = 20.0
 MAX_SOURCES = 1024
-"""Sources remembered under load; beyond that the one that came first is forgotten."""
+"""Sources remembered; beyond that the one that came first is forgotten."""
 
 
 class Verdict(enum.Enum):
@@ -46,33 +48,43 @@ class _Bucket:
         return True
 
 
+class _Sources:
+    """A bucket for each source."""
+
+    __slots__ = ("_buckets",)
+
+    def __init__(self) -> None:
+        self._buckets: dict[bytes, _Bucket] = {}
+
+    def __len__(self) -> int:
+        return len(self._buckets)
+
+    def take(self, source: bytes, now: float) -> bool:
+        bucket = self._buckets.get(source)
+        if bucket is None:
+            if len(self._buckets) >= MAX_SOURCES:
+                del self._buckets[next(iter(self._buckets))]
+            bucket = self._buckets[source] = _Bucket(SOURCE_BURST, SOURCE_RATE, now)
+        return bucket.take(now)
+
+
 class Admission:
     """Decides by what arrived before; a message is judged after its mac1 was found valid."""
 
-    __slots__ = ("_anyone", "_checker", "_loaded_until", "_sources")
+    __slots__ = ("_anyone", "_asked", "_checker", "_loaded_until", "_plain", "_proven")
 
     def __init__(self, checker: Checker) -> None:
         self._checker = checker
-        self._anyone: _Bucket | None = None
-        self._loaded_until: float | None = None
-        self._sources: dict[bytes, _Bucket] = {}
+        self._anyone = _Bucket(BURST, RATE, -inf)
+        self._loaded_until = -inf
+        self._plain, self._asked, self._proven = _Sources(), _Sources(), _Sources()
 
     def judge(self, message: bytes, source: bytes, now: float) -> Verdict:
-        """The price of judging is one or two short MACs."""
-        if self._loaded_until is not None and now >= self._loaded_until:
-            self._loaded_until = None
-            self._sources.clear()
-        if self._loaded_until is None:
-            if self._anyone is None:
-                self._anyone = _Bucket(BURST, RATE, now)
+        """The price of judging is one or two short MACs; that of a cookie some more, so that these have a rate, too."""
+        if now >= self._loaded_until and self._plain.take(source, now):
             if self._anyone.take(now):
                 return Verdict.TAKE
             self._loaded_until = now + LOADED_FOR
-        if not self._checker.mac2_is_valid(message, source, now):
-            return Verdict.ASK_FOR_COOKIE
-        bucket = self._sources.get(source)
-        if bucket is None:
-            if len(self._sources) >= MAX_SOURCES:
-                del self._sources[next(iter(self._sources))]
-            bucket = self._sources[source] = _Bucket(SOURCE_BURST, SOURCE_RATE, now)
-        return Verdict.TAKE if bucket.take(now) else Verdict.DROP
+        if self._checker.mac2_is_valid(message, source, now):
+            return Verdict.TAKE if self._proven.take(source, now) else Verdict.DROP
+        return Verdict.ASK_FOR_COOKIE if self._asked.take(source, now) else Verdict.DROP

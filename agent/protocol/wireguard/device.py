@@ -68,7 +68,7 @@ class Counters:
     bad_cookie: int = 0
     cookies_issued: int = 0
     over_rate: int = 0
-    """Handshake messages with a cookie from a source that sends too many."""
+    """Handshake messages from a source that sends too many."""
     no_route: int = 0
     """Packets to send that are not IPv6 or whose destination is no peer's."""
     queue_overflow: int = 0
