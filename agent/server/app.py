@@ -16,7 +16,6 @@ from uuid import UUID, uuid4
 import structlog
 from aiohttp import web
 
-from agent.backoff import Backoff
 from agent.clock import Clock
 from agent.server import open_files
 from agent.server.agent_rpc.service import Settings
@@ -39,10 +38,12 @@ from agent.server.derp_map import DerpMaps, DerpOptions
 from agent.server.events import Events, PostgresRelay, agent_topic, metadata_topic
 from agent.server.housekeeping import Housekeeping
 from agent.server.http import Front
+from agent.server.jobs import keep_running
 from agent.server.listening import serving
 from agent.server.longlived import LongLived
 from agent.server.metadata_writer import MetadataWriter
 from agent.server.monitor import ConnectionMonitor
+from agent.server.network import AgentNetwork
 from agent.server.openapi import OpenApi
 from agent.server.page import Page
 from agent.server.relay import Relay
@@ -63,18 +64,23 @@ class ListenError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A control plane whose database is open: `app` serves it, `login_link` lets its first owner in."""
+    """A control plane whose database is open: `app` serves it, `login_link` lets its first owner in.
+
+    `network` reaches the agents that are connected to it while `app` runs.
+    """
 
     app: web.Application
     login_link: Callable[[], Awaitable[str]]
+    network: AgentNetwork
 
 
 @asynccontextmanager
-async def open_server(config: ServerConfig, clock: Clock, access_url: str) -> AsyncIterator[Server]:
+async def open_server(config: ServerConfig, clock: Clock, access_url: str, own_url: str = "") -> AsyncIterator[Server]:
     """Everything but the listening, for as long as the body runs. Raises `agent.server.store.DatabaseError`,
     `agent.server.derp_map.DerpMapFileError`.
 
-    `access_url` is where agents and browsers find the server, without a slash at the end.
+    `access_url` is where agents and browsers find the server, without a slash at the end; `own_url` where this process
+    finds its own listening socket, if that is another one.
     """
     events = Events()
     options = DerpOptions(config.derp_map, config.stun_port, config.disable_direct, config.force_websockets)
@@ -97,9 +103,10 @@ async def open_server(config: ServerConfig, clock: Clock, access_url: str) -> As
     if database.dialect == "postgresql":
         events.relay = PostgresRelay(events, database.connect_arguments(), clock)
         jobs["events of other replicas"] = events.relay.run
-    tasks = [asyncio.create_task(_keep_running(name, job, clock), name=name) for name, job in jobs.items()]
+    tasks = [asyncio.create_task(keep_running(name, job, clock), name=name) for name, job in jobs.items()]
     try:
-        yield await _compose(config, clock, access_url, database, events, monitor, metadata, relay, derp_maps)
+        own_url = own_url or access_url
+        yield await _compose(config, clock, access_url, own_url, database, events, monitor, metadata, relay, derp_maps)
     finally:
         for task in tasks:
             task.cancel()
@@ -107,21 +114,11 @@ async def open_server(config: ServerConfig, clock: Clock, access_url: str) -> As
         await database.aclose()
 
 
-async def _keep_running(name: str, job: Callable[[], Awaitable[None]], clock: Clock) -> None:
-    """A job that fails is begun again, so that one mistake does not end what else the server does."""
-    backoff = Backoff(first=1, cap=60)
-    while True:
-        try:
-            await job()
-        except Exception:
-            log.exception("a job of the server failed and begins again", job=name, failures=backoff.attempts + 1)
-        await clock.sleep(backoff.next())
-
-
 async def _compose(
     config: ServerConfig,
     clock: Clock,
     access_url: str,
+    own_url: str,
     database: Database,
     events: Events,
     monitor: ConnectionMonitor,
@@ -148,6 +145,7 @@ async def _compose(
     long_lived = LongLived()
     coordinator, tokens = Coordinator(), await resume_tokens(database)
     tailnet = TailnetService(coordinator, derp_maps, tokens, database, events, clock)
+    network = AgentNetwork(coordinator, derp_maps, events, clock, own_url=own_url)
     parts = (
         build_info,
         people,
@@ -168,6 +166,7 @@ async def _compose(
     front.install(app, described.routes)
 
     async def close_long_lived(_app: web.Application) -> None:
+        await network.aclose()
         await tailnet.aclose()
         await long_lived.aclose()
 
@@ -176,7 +175,7 @@ async def _compose(
     async def login_link() -> str:
         return (await people.new_link(await _first_owner(database, clock))).url
 
-    return Server(app, login_link)
+    return Server(app, login_link, network)
 
 
 async def _first_owner(database: Database, clock: Clock) -> UUID:
@@ -261,7 +260,7 @@ async def run(config: ServerConfig, clock: Clock, say: Callable[[str], None], *,
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, interrupt)
         async with AsyncExitStack() as stack:
-            server = await stack.enter_async_context(open_server(config, clock, access_url))
+            server = await stack.enter_async_context(open_server(config, clock, access_url, url_of(bound)))
             # What is there now stays: the collector need not look at it again and again, which stops everything for
             # more than a tenth of a second each time.
             gc.collect()

@@ -42,6 +42,8 @@ class Connection:
 
     id: UUID
     wake: Callable[[], None]
+    limit: int = MAX_PENDING
+    """Responses that may lie here."""
     node: _Node | None = None
     ended: bool = False
     """No more responses come than those that lie here: the stream is to be closed once they are sent."""
@@ -91,7 +93,7 @@ class Connection:
             if older is not None:
                 older.CopyFrom(update)
                 return True
-        if len(self._pending) >= MAX_PENDING:
+        if len(self._pending) >= self.limit:
             return False
         self._pending.append(response)
         for update in response.peer_updates:
@@ -161,12 +163,15 @@ class Coordinator:
         connection = self._peers.get(peer)
         return None if connection is None or connection.node is None else connection.node.message
 
-    def connect(self, peer: UUID, wake: Callable[[], None]) -> Connection:
-        """A new stream. An older one of the same id ends, without its tunnel peers hearing anything."""
+    def connect(self, peer: UUID, wake: Callable[[], None], limit: int = MAX_PENDING) -> Connection:
+        """A new stream. An older one of the same id ends, without its tunnel peers hearing anything.
+
+        A peer that leaves more than `limit` responses lying is removed.
+        """
         old = self._peers.get(peer)
         if old is not None:
             old.end("peer ID overwritten by new connection")
-        connection = Connection(peer, wake)
+        connection = Connection(peer, wake, limit)
         if self._closed:
             connection.end("coordinator closed")
             return connection

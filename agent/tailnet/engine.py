@@ -34,9 +34,13 @@ from agent.tailnet.streams import TailnetStream
 HELD_FOR: Final = 5.0
 """Seconds that the first message of a peer waits which coordination has not named yet (§5.5)."""
 MAX_HELD: Final = 256
-MAX_TSMP: Final = 256
+MAX_TSMP: Final = 4096
 INITIATION_SIZE: Final = 148
 BATCH: Final = 64
+
+
+class UnansweredError(Exception):
+    """Nobody waits for the answer to a ping any more; the text says why."""
 
 
 class Outside(Protocol):
@@ -140,7 +144,12 @@ class Engine:
         return peer
 
     def remove_peer(self, node_key: bytes) -> None:
-        """Forget a peer and its sessions."""
+        """Forget a peer and its sessions; its connections end: who comes back under its addresses is another."""
+        peer = self.device.peer(node_key)
+        if peer is not None:
+            for connection, stream in list(self._streams.items()):
+                if connection.remote_address in peer.addresses and not connection.ended:
+                    stream.abort("the peer left the network")
         self.device.remove_peer(node_key)
         self.paths.remove_peer(node_key)
 
@@ -254,6 +263,10 @@ class Engine:
         self.flush_soon()
         return stream
 
+    def connected_addresses(self) -> set[bytes]:
+        """Whom there are connections with, also such as are being made or ended."""
+        return {connection.remote_address for connection in self._streams}
+
     def accept(self, connection: Connection) -> TailnetStream:
         """Take an incoming connection; `Inside.connected` follows when the handshake is over."""
         connection.accept()
@@ -342,11 +355,14 @@ class Engine:
         self._emit(self.paths.ping(node_key, self._clock.now()))
 
     async def ping(self, address: bytes) -> float:
-        """Seconds until the peer's network answers a TSMP ping (§8.1). Without an end of its own: set a deadline."""
+        """Seconds until the peer's network answers a TSMP ping (§8.1). Without an end of its own: set a deadline.
+
+        Raises `UnansweredError` when the node is closed, or too many wait.
+        """
         self._tsmp_number += 1
         data = self._tsmp_number.to_bytes(8, "big")
         while len(self._tsmp) >= MAX_TSMP:
-            self._tsmp.pop(next(iter(self._tsmp))).cancel()
+            _give_up(self._tsmp.pop(next(iter(self._tsmp))), f"{MAX_TSMP} later pings wait for their answers")
         answer = self._tsmp[data] = asyncio.get_running_loop().create_future()
         began = self._clock.now()
         source = next((own for own in self.addresses if own[:6] == address[:6]), self.addresses[0])
@@ -403,12 +419,21 @@ class Engine:
             woken.cancel()
             slept.cancel()
 
-    def close(self) -> None:
+    def reset_all(self) -> None:
         """Reset every connection and send that; whoever waits for one learns it."""
         for connection, stream in list(self._streams.items()):
             if not connection.ended:
                 stream.abort()
         self._streams.clear()
         self.flush()
+
+    def close(self) -> None:
+        """`reset_all`, and nobody waits for an answer any more."""
+        self.reset_all()
         for answer in self._tsmp.values():
-            answer.cancel()
+            _give_up(answer, "the node is closed")
+
+
+def _give_up(answer: asyncio.Future[None], reason: str) -> None:
+    if not answer.done():
+        answer.set_exception(UnansweredError(reason))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Final, Protocol
 
 from agent.clock import Clock, wait_for
@@ -84,6 +85,15 @@ class Relays:
             self._home = 0
         elif self._home:
             self._open(self._home)
+
+    def set_force_websockets(self, force: bool) -> None:
+        """Reach relays over WebSockets only, or by upgrade again; connections are made anew, with the same key."""
+        if force == self._options.force_websockets:
+            return
+        self._options = replace(self._options, force_websockets=force)
+        for number in list(self._clients):
+            self._close(number)
+        self._open(self._home)
 
     def set_home(self, region: int) -> None:
         """This region is the node's home from now on: it is connected at once and stays so."""

@@ -87,10 +87,10 @@ class TailnetStream:
         self.ended(None)
         self._changed()
 
-    def abort(self) -> None:
+    def abort(self, reason: str = "the connection was aborted") -> None:
         """RST: gone at once in both directions."""
         self._connection.abort()
-        self.ended(ConnectionClosedTcpError("the connection was aborted"))
+        self.ended(ConnectionClosedTcpError(reason))
         self._changed()
 
     def _check_writable(self) -> None:

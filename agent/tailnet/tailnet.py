@@ -14,11 +14,11 @@ from typing import Final
 
 from agent.clock import Clock, deadline
 from agent.protocol import keys, stun
-from agent.protocol.ip import Datagram, Endpoint, unmapped
+from agent.protocol.ip import Datagram, Endpoint, build_udp, unmapped
 from agent.protocol.tcp import Connection, Limits, TcpError
 from agent.tailnet.derp_dial import DialOptions
 from agent.tailnet.derp_map import DerpMap
-from agent.tailnet.engine import Engine
+from agent.tailnet.engine import Engine, UnansweredError
 from agent.tailnet.forward import UdpForwarder, forward_tcp
 from agent.tailnet.home import HomeChooser
 from agent.tailnet.netcheck import LatencyProbe, by_region, local_addresses, stun_endpoints
@@ -36,6 +36,7 @@ STUN_LIFETIME: Final = 310.0
 HOME_LIMIT: Final = 3.0
 """Seconds that the first word about this node waits for the connection to its home relay."""
 DIAL_LIMIT: Final = 30.0
+EPHEMERAL: Final = (49_152, 65_536)
 
 Handler = Callable[[TailnetStream], Awaitable[None]]
 
@@ -96,11 +97,13 @@ class Tailnet:
         self._listeners: dict[int, Handler] = {}
         self._peers: dict[bytes, bytes] = {}
         self._waiting: dict[bytes, set[asyncio.Future[Answered]]] = {}
+        self._udp_ports: dict[int, Callable[[Datagram], None]] = {}
         self._udp_forwarder = UdpForwarder(self.engine, clock) if forward else None
         self._tasks: set[asyncio.Task[None]] = set()
         self._check_now = asyncio.Event()
         self._node: NodeState | None = None
         self._node_changed = asyncio.Event()
+        self._refusing = False
         self._closed = False
 
     # ---- life
@@ -111,6 +114,11 @@ class Tailnet:
         self._spawn(self._keep_checking(), "tailnet checks")
         if self.engine.paths.direct:
             self._open_sockets()
+
+    def refuse_all(self) -> None:
+        """Reset every connection and take no new one from now on: the node is about to leave."""
+        self._refusing = True
+        self.engine.reset_all()
 
     async def aclose(self) -> None:
         """Reset every connection, close relays and sockets. Idempotent."""
@@ -128,7 +136,8 @@ class Tailnet:
             sock.close()
         for waiting in self._waiting.values():
             for answer in waiting:
-                answer.cancel()
+                if not answer.done():
+                    answer.set_exception(TailnetError("the node is closed"))
 
     # ---- what others need to know of this node
 
@@ -199,6 +208,10 @@ class Tailnet:
             self._seen.clear()
         self._refresh_node()
 
+    def set_force_websockets(self, force: bool) -> None:
+        """Whether relays are reached over WebSockets only; streams go on either way."""
+        self.relays.set_force_websockets(force)
+
     def set_peer(
         self, node_key: bytes, disco_key: bytes, addresses: Iterable[bytes], home: int, endpoints: Iterable[Endpoint]
     ) -> None:
@@ -250,6 +263,8 @@ class Tailnet:
                         pause = min(pause * 1.5, 5.0)
         except TimeoutError as error:
             raise TailnetError(f"{ipaddress.IPv6Address(address)}: no answer within {timeout:g} s") from error
+        except UnansweredError as error:
+            raise TailnetError(f"{ipaddress.IPv6Address(address)}: {error}") from error
 
     async def ping(self, address: bytes, timeout: float = 5.0) -> Answered:
         """A disco ping: how long the peer takes to answer, and on which way. Raises `TailnetError`."""
@@ -270,6 +285,24 @@ class Tailnet:
             if not waiting:
                 self._waiting.pop(key, None)
 
+    def open_udp(self, receive: Callable[[Datagram], None]) -> int:
+        """A UDP port of this node's own, which gets what any peer sends there. Raises `TailnetError` without a free one."""
+        for _ in range(64):
+            port = random.randrange(*EPHEMERAL)  # noqa: S311 - others are sealed off by WireGuard
+            if port not in self._udp_ports:
+                self._udp_ports[port] = receive
+                return port
+        raise TailnetError("no UDP port is free")
+
+    def send_datagram(self, local_port: int, address: bytes, port: int, payload: bytes) -> None:
+        """UDP to a peer, at most `agent.protocol.ip.MAX_UDP_PAYLOAD` bytes. It may be lost, as UDP is."""
+        source = next((own for own in self.engine.addresses if own[:6] == address[:6]), self.engine.addresses[0])
+        self.engine.send_packet(build_udp(Datagram(source, local_port, address, port, payload)))
+
+    def close_udp(self, local_port: int) -> None:
+        """Give the port back."""
+        self._udp_ports.pop(local_port, None)
+
     # ---- Outside
 
     def send_udp(self, endpoint: Endpoint, datagrams: Sequence[bytes]) -> None:
@@ -283,7 +316,9 @@ class Tailnet:
     # ---- Inside
 
     def incoming(self, connection: Connection) -> None:
-        if connection.local_port in self._listeners:
+        if self._refusing:
+            self.engine.refuse(connection)
+        elif connection.local_port in self._listeners:
             self.engine.accept(connection)
         elif self._forward:
             self._spawn(forward_tcp(self.engine, connection), f"forward to port {connection.local_port}")
@@ -308,7 +343,9 @@ class Tailnet:
             stream.close()
 
     def udp(self, datagram: Datagram) -> None:
-        if self._udp_forwarder is not None:
+        if (receive := self._udp_ports.get(datagram.destination_port)) is not None:
+            receive(datagram)
+        elif self._udp_forwarder is not None:
             self._udp_forwarder.take(datagram)
 
     def stun(self, response: stun.Response) -> None:

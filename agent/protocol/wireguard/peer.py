@@ -68,5 +68,10 @@ class Peer:
         self._scheduled = inf
         """The deadline by which the device looks at this peer."""
 
+    @property
+    def addresses(self) -> frozenset[bytes]:
+        """What is routed to it and accepted from it."""
+        return self._addresses
+
     def __repr__(self) -> str:
         return f"<Peer {self.public_key.hex()}>"
