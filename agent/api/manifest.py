@@ -12,6 +12,7 @@ from uuid import UUID
 from google.protobuf.duration_pb2 import Duration
 
 from agent.api.proto import agent_pb2 as pb
+from agent.api.proto import tailnet_pb2
 
 
 class ManifestError(ValueError):
@@ -90,6 +91,8 @@ class Manifest:
     directory: str
     vscode_proxy_uri: str
     motd_path: str
+    derp_map: tailnet_pb2.DERPMap
+    """As it came: the daemon makes a map of it that relays are dialled with."""
     disable_direct_connections: bool
     derp_force_websockets: bool
     scripts: tuple[Script, ...]
@@ -114,6 +117,7 @@ def from_proto(message: pb.Manifest) -> tuple[Manifest, tuple[Secret, ...]]:
         directory=message.directory,
         vscode_proxy_uri=message.vs_code_port_proxy_uri,
         motd_path=message.motd_path,
+        derp_map=message.derp_map,
         disable_direct_connections=message.disable_direct_connections,
         derp_force_websockets=message.derp_force_websockets,
         scripts=tuple(_script(index, script) for index, script in enumerate(message.scripts)),

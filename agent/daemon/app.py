@@ -33,6 +33,7 @@ from agent.daemon.logfile import (
     stackdriver,
 )
 from agent.daemon.manifest import ManifestRoutine
+from agent.daemon.network import Network
 from agent.daemon.reconnect import Connector
 from agent.daemon.reports import Banners, LifecycleReporter, TimingReporter
 from agent.daemon.sdnotify import Notifier
@@ -108,7 +109,8 @@ async def _run(config: AgentConfig, output: LogOutput) -> None:
             http = ControlHttp(URL(config.url), headers, clock)
             try:
                 plane = ControlPlane(http, _Unwritten(credentials, output), clock)
-                await _live(config, plane, executable, request, clock)
+                network = Network(URL(config.url), clock, headers=headers, port=config.tailnet_listen_port)
+                await _live(config, plane, network, executable, request, clock)
             finally:
                 await http.aclose()
     get_logger("agent").info("stopped")
@@ -133,7 +135,9 @@ async def _headers(
         await asyncio.wait({command, stopping})
 
 
-async def _live(config: AgentConfig, plane: ControlPlane, executable: str, request: StopRequest, clock: Clock) -> None:
+async def _live(
+    config: AgentConfig, plane: ControlPlane, network: Network, executable: str, request: StopRequest, clock: Clock
+) -> None:
     # Programs in the workspace find the server by it, also where the agent was told by a flag.
     environment = {**os.environ, "CODER_AGENT_URL": config.url}
     notifier = Notifier(environment)
@@ -188,6 +192,15 @@ async def _live(config: AgentConfig, plane: ControlPlane, executable: str, reque
         Routine("timings", timings.run, in_shutdown=InShutdown.STAY),
         Routine("metadata", lambda api: metadata.run(api, workspace.manifest), after="manifest"),
         Routine("app health", lambda api: health.run(api, workspace.manifest), after="manifest"),
+        Routine("network", lambda _: network.update(workspace.manifest), after="manifest"),
+        Routine(
+            "coordination",
+            network.coordinate,
+            on_failure=OnFailure.RECONNECT,
+            in_shutdown=InShutdown.STAY,
+            after="network",
+        ),
+        Routine("derp map", network.follow_derp_map, on_failure=OnFailure.RECONNECT, after="network"),
         Routine("stats", StatsReporter(clock, NoTraffic()).run, after="manifest"),
         Routine("banners", Banners(clock).run),
     ]
@@ -197,12 +210,18 @@ async def _live(config: AgentConfig, plane: ControlPlane, executable: str, reque
         await journal.flush()
 
     async def deliver() -> None:
-        await all_of(lifecycle=lifecycle.acknowledged(), logs=workspace.logs_drained(), timings=timings.sent())
+        await all_of(
+            lifecycle=lifecycle.acknowledged(),
+            goodbye=network.left(),
+            logs=workspace.logs_drained(),
+            timings=timings.sent(),
+        )
 
     stages = [
         Stage("manifest", workspace.refuse_manifests, 2.0),
         Stage("announcement", announce, 2.0),
         Stage("start scripts", workspace.interrupt_start, 2.0),
+        Stage("network", network.leave, 2.0),
         Stage("stop scripts", workspace.run_stop, None),
         Stage("other scripts", workspace.close_scripts, 60.0),
         Stage("delivery", deliver, DELIVERY_LIMIT),
@@ -219,7 +238,10 @@ async def _live(config: AgentConfig, plane: ControlPlane, executable: str, reque
     finally:
         connecting.cancel()
         await asyncio.wait({connecting})
-        await workspace.aclose()
+        try:
+            await network.aclose()
+        finally:
+            await workspace.aclose()
 
 
 async def _credentials(config: AgentConfig) -> CredentialSource:

@@ -11,7 +11,6 @@ import enum
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
-from agent.api.methods import AgentApi
 from agent.api.versions import OLDEST, ApiVersion
 from agent.backoff import Backoff
 from agent.clock import Clock
@@ -53,7 +52,7 @@ class Routine:
     """
 
     name: str
-    run: Callable[[AgentApi], Awaitable[None]]
+    run: Callable[[RpcAgentApi], Awaitable[None]]
     needs: ApiVersion = OLDEST
     on_failure: OnFailure = OnFailure.RESTART
     in_shutdown: InShutdown = InShutdown.STOP
@@ -115,6 +114,8 @@ class _Running:
         await self._stopping.wait()
         for task in tasks:
             task.cancel()
+        for returned in self._returned.values():
+            returned.set()  # what stays does not wait for what has been stopped
 
     async def _keep(self, routine: Routine) -> None:
         log = get_logger("agent.connection")
