@@ -19,12 +19,15 @@ COMMANDS = {
     "login": "Log in at a server.",
     "agents": "Show, create and delete agents.",
     "logs": "Show the logs of an agent.",
+    "ping": "Measure how long an agent takes to answer, and on which way.",
+    "port-forward": "Make ports of an agent reachable at this machine.",
+    "speedtest": "Measure how much gets through to an agent.",
     "users": "Manage the users of a server.",
     "tokens": "Manage API tokens.",
     "gitssh": "Run ssh for git, with the key that the server keeps for the workspace's owner.",
     "askpass": "Answer git's question for a login.",
 }
-"""Name and short help. The command `x` is the attribute `x` of the module `agent.cli.x`."""
+"""Name and short help. The command `x-y` is the attribute `x_y` of the module `agent.cli.x_y`."""
 
 EXTRA_PACKAGES = ("aiosqlite", "alembic", "argon2", "asyncpg", "sqlalchemy")
 
@@ -45,7 +48,8 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         try:
-            command = getattr(import_module(f"agent.cli.{cmd_name}"), cmd_name)
+            attribute = cmd_name.replace("-", "_")
+            command = getattr(import_module(f"agent.cli.{attribute}"), attribute)
         except ModuleNotFoundError as error:
             if (error.name or "").partition(".")[0] not in EXTRA_PACKAGES:
                 raise

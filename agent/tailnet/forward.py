@@ -44,16 +44,26 @@ async def forward_tcp(engine: Engine, connection: Connection) -> None:
         engine.refuse(connection)
         return
     stream = engine.accept(connection)
+    await join(stream, reader, writer)
+
+
+async def join(stream: TailnetStream, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Copy both ways until both sides are done, each at the other's pace; close both. An end is passed on as an end,
+    a break as a break."""
+    whole = False
     try:
         await stream.connected()
         async with asyncio.TaskGroup() as group:
             group.create_task(_inward(stream, writer))
             group.create_task(_outward(reader, stream))
+        whole = True
     except* (OSError, TcpError):
-        # One side broke off: the other must not take this for a proper end.
-        stream.abort()
-        writer.transport.abort()
+        pass  # told to the other side below
     finally:
+        if not whole:
+            # One side broke off, or this was cancelled: nobody must take that for a proper end.
+            stream.abort()
+            writer.transport.abort()
         stream.close()
         writer.close()
         with contextlib.suppress(OSError):

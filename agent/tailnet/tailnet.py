@@ -286,7 +286,7 @@ class Tailnet:
                 self._waiting.pop(key, None)
 
     def open_udp(self, receive: Callable[[Datagram], None]) -> int:
-        """A UDP port of this node's own, which gets what any peer sends there. Raises `TailnetError` without a free one."""
+        """A UDP port of this node's own: `receive` gets what peers send there. Raises `TailnetError`: none is free."""
         for _ in range(64):
             port = random.randrange(*EPHEMERAL)  # noqa: S311 - others are sealed off by WireGuard
             if port not in self._udp_ports:
