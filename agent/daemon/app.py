@@ -46,6 +46,8 @@ from agent.monitor import AppHealthChecker, MetadataCollector, NoTraffic, StatsR
 from agent.process import home_directory
 from agent.scripts import PhaseResult, ScriptRunner
 from agent.scripts import Stage as ScriptStage
+from agent.tailnet.speedtest import PORT as SPEEDTEST_PORT
+from agent.tailnet.speedtest import SpeedtestService
 from agent.version import VERSION
 
 DELIVERY_LIMIT = 5.0
@@ -149,6 +151,7 @@ async def _live(
         token=lambda: plane.token,
     )
     timings = TimingReporter(journal)
+    network.serve(SPEEDTEST_PORT, SpeedtestService(clock).serve)
 
     def make_scripts(manifest: Manifest, state: Path | None, logs: LogService) -> ScriptRunner:
         return ScriptRunner(
