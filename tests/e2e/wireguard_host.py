@@ -47,12 +47,43 @@ OURS, THEIRS = AGENT_ADDRESS, CLIENT_ADDRESS
 """Inner addresses: our device is the agent, the kernel behind wireguard-go is the client."""
 
 
-def _shell(*command: str) -> None:
+def shell(*command: str) -> None:
+    """Run a command that must succeed."""
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=10)
 
 
 def _base64(key: bytes) -> str:
     return b64encode(key).decode()
+
+
+def start_wireguard_go(stack: ExitStack, interface: str, private: bytes, port: int) -> subprocess.Popen[bytes]:
+    """A wireguard-go with a TUN device of that name and a UDP port; it ends with the stack."""
+    process = subprocess.Popen(["wireguard-go", "-f", interface], stdout=subprocess.DEVNULL)
+    stack.callback(process.wait)
+    stack.callback(process.terminate)
+    deadline = time.monotonic() + PATIENCE
+    while not Path(f"/var/run/wireguard/{interface}.sock").exists():
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise RuntimeError("wireguard-go does not start")
+        time.sleep(0.02)
+    with tempfile.NamedTemporaryFile("w", suffix=".key") as file:
+        file.write(_base64(private))
+        file.flush()
+        shell("wg", "set", interface, "private-key", file.name, "listen-port", str(port))
+    return process
+
+
+def set_peer(interface: str, key: bytes, address: bytes, port: int) -> None:
+    """The one that the interface talks to: its key, its inner address, its UDP port on the loopback interface."""
+    shell("wg", "set", interface, "peer", _base64(key), "allowed-ips", f"{IPv6Address(address)}/128",
+          "endpoint", f"127.0.0.1:{port}")  # fmt: skip
+
+
+def set_address(interface: str, own: bytes, peer: bytes, *inside: str, mtu: int = 1280) -> None:
+    """The kernel's address and its way to the peer; `inside` begins a command in the interface's namespace."""
+    shell(*inside, "ip", "-6", "address", "add", f"{IPv6Address(own)}/128", "dev", interface, "nodad")
+    shell(*inside, "ip", "link", "set", interface, "mtu", str(mtu), "up")
+    shell(*inside, "ip", "-6", "route", "add", f"{IPv6Address(peer)}/128", "dev", interface)
 
 
 class Host:
@@ -79,24 +110,9 @@ class Host:
 
     def start_peer(self) -> None:
         """wireguard-go with our key and the kernel's address, in the foreground until the scenario ends."""
-        process = subprocess.Popen(["wireguard-go", "-f", INTERFACE], stdout=subprocess.DEVNULL)
-        self._stack.callback(process.wait)
-        self._stack.callback(process.terminate)
-        self._process = process
-        deadline = time.monotonic() + PATIENCE
-        while not Path(f"/var/run/wireguard/{INTERFACE}.sock").exists():
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError("wireguard-go does not start")
-            time.sleep(0.02)
-        with tempfile.NamedTemporaryFile("w", suffix=".key") as private:
-            private.write(_base64(CLIENT_PRIVATE))
-            private.flush()
-            _shell("wg", "set", INTERFACE, "private-key", private.name, "listen-port", str(THEIR_PORT),
-                   "peer", _base64(self.device.public_key), "allowed-ips", f"{IPv6Address(OURS)}/128",
-                   "endpoint", f"127.0.0.1:{self._udp.getsockname()[1]}")  # fmt: skip
-        _shell("ip", "-6", "address", "add", f"{IPv6Address(THEIRS)}/128", "dev", INTERFACE, "nodad")
-        _shell("ip", "link", "set", INTERFACE, "mtu", "1280", "up")
-        _shell("ip", "-6", "route", "add", f"{IPv6Address(OURS)}/128", "dev", INTERFACE)
+        self._process = start_wireguard_go(self._stack, INTERFACE, CLIENT_PRIVATE, THEIR_PORT)
+        set_peer(INTERFACE, self.device.public_key, OURS, self._udp.getsockname()[1])
+        set_address(INTERFACE, THEIRS, OURS)
 
     def restart_peer(self) -> None:
         """Another process with the same keys, which knows nothing of our sessions."""
@@ -285,9 +301,9 @@ SCENARIOS: dict[str, Callable[[Host], None]] = {
 def main() -> None:
     """Makes the namespace usable and runs the scenario."""
     # Of our own, as the namespace is: wireguard-go's control socket has a path for everybody.
-    _shell("mount", "-t", "tmpfs", "tmpfs", "/run")
+    shell("mount", "-t", "tmpfs", "tmpfs", "/run")
     os.mkdir("/run/wireguard")
-    _shell("ip", "link", "set", "lo", "up")
+    shell("ip", "link", "set", "lo", "up")
     with ExitStack() as stack:
         SCENARIOS[sys.argv[1]](Host(stack))
 
