@@ -257,6 +257,8 @@ _CLIENT_KINDS = (
     Kind.HEALTH,
     Kind.RESTARTING,
 )
+_MAX_RATE: Final = (1 << 63) - 1
+"""What a relay can say in a number of 64 bits; a larger one is none."""
 _CLIENT_LIMITS: Final = MappingProxyType({int(kind): MAX_CLIENT_FRAME for kind in _CLIENT_KINDS})
 
 
@@ -363,8 +365,8 @@ class ClientSession(_Session):
         if self.logged_in:
             return None
         rate, burst = info.get("tokenbucketbytespersecond"), info.get("tokenbucketbytesburst")
-        if isinstance(rate, int) and rate > 0:
-            self._bucket = _Bucket(rate, burst if isinstance(burst, int) else 0)
+        if isinstance(rate, int) and 0 < rate <= _MAX_RATE:
+            self._bucket = _Bucket(rate, min(max(burst, 0), _MAX_RATE) if isinstance(burst, int) else 0)
         self.logged_in = True
         return LoggedIn(self._server_key)
 
