@@ -94,7 +94,8 @@ async def reached(directory: Path, *options: str) -> AsyncIterator[Reached]:
     deployment = Deployment(directory)
     deployment.server = ServerWithWindow("server", [], directory=directory, environment=deployment.environment)
     deployment.server.options = options  # type: ignore[misc]
-    async with deployment, aiohttp.ClientSession() as http:
+    connector = aiohttp.TCPConnector(limit=0)
+    async with deployment, aiohttp.ClientSession(connector=connector) as http:
         yield Reached(deployment, http)
 
 
