@@ -1,0 +1,6 @@
+"""The agent's HTTP API on port 4 of its tailnet address (terminal-ssh-http.md §4)."""
+
+from agent.workspace_api.service import PORT, WorkspaceApi
+from agent.workspace_api.views import Metric, PortScanError, Views
+
+__all__ = ["PORT", "Metric", "PortScanError", "Views", "WorkspaceApi"]

@@ -1,0 +1,59 @@
+"""What the API shows, as the rest of the agent must offer it; nothing here may hold a secret."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from agent.api.manifest import Manifest
+
+
+class Port(Protocol):
+    """A listening port (`agent.ports.ListeningPort`)."""
+
+    @property
+    def port(self) -> int: ...
+    @property
+    def process(self) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A metric of the Prometheus text format; `kind` is `counter` or `gauge`, samples are by their labels."""
+
+    name: str
+    kind: str
+    samples: Sequence[tuple[Mapping[str, str], float]]
+
+
+class PortScanError(Exception):
+    """The listening ports could not be found out; the text says why."""
+
+
+def _nothing() -> None:
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Views:
+    """Everything that is asked of the agent, each when it is asked for."""
+
+    ports: Callable[[], Awaitable[Sequence[Port]]]
+    """Raises `PortScanError`."""
+    manifest: Callable[[], Manifest | None]
+    log_dir: Path
+    """Where `coder-agent.log` and its predecessors are."""
+    home: str
+    """Home directory of the workspace's user."""
+    net_info: Callable[[], Mapping[str, Any] | None] = _nothing
+    """The node's last network check (terminal-ssh-http.md §4.3)."""
+    node: Callable[[], Sequence[tuple[str, str]] | None] = _nothing
+    """Labels and values that describe the tailnet node; None while there is none."""
+    metrics: Callable[[], Iterable[Metric]] = tuple
+    """The network's first."""
+    set_network_debug: Callable[[bool], None] = lambda _: None
+    """Log more, or less, of what the node does."""
+    redact: Callable[[str], str] = field(default=lambda text: text)
+    """Blanks out known secrets: somebody may have written one into a script."""
