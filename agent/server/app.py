@@ -29,8 +29,10 @@ from agent.server.api.appearance import Appearance
 from agent.server.api.buildinfo import BuildInfo
 from agent.server.api.derp import Derp
 from agent.server.api.external_auth import ExternalAuth
+from agent.server.api.pty import Pty
 from agent.server.api.tailnet import Tailnet
 from agent.server.api.users import Users
+from agent.server.api.watch import Watch
 from agent.server.auth import Authenticator, Passwords
 from agent.server.config import ServerConfig
 from agent.server.coordinator import Coordinator
@@ -146,10 +148,13 @@ async def _compose(
     coordinator, tokens = Coordinator(), await resume_tokens(database)
     tailnet = TailnetService(coordinator, derp_maps, tokens, database, events, clock)
     network = AgentNetwork(coordinator, derp_maps, events, clock, own_url=own_url)
+    managed = Agents(database, events, clock, coordinator, derp_maps)
     parts = (
         build_info,
         people,
-        Agents(database, events, clock, coordinator, derp_maps),
+        managed,
+        Watch(database, events, long_lived, network, managed, clock),
+        Pty(database, network, long_lived, clock),
         AgentMe(database, events, clock, config.agent_log_limit),
         AgentRpc(around, tailnet, monitor, long_lived, clock, config.api_version),
         AgentLogs(database, events, clock, long_lived),
@@ -158,7 +163,7 @@ async def _compose(
         Appearance(database),
         Derp(relay, long_lived, clock),
         Tailnet(tailnet, derp_maps, tokens, database, events, long_lived, clock, config.api_version),
-        Page(database, authenticator, people, clock),
+        Page(people),
     )
     described = OpenApi([route for part in parts for route in part.routes()], VERSION)
     app = web.Application()

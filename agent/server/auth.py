@@ -17,7 +17,7 @@ import structlog
 from aiohttp import hdrs, web
 
 from agent.clock import Clock
-from agent.server.errors import ApiError
+from agent.server.errors import ApiError, hidden
 from agent.server.routes import Auth
 from agent.server.store import Database, QueryError, agents, reason, users
 from agent.server.wire import parse_uuid
@@ -116,11 +116,13 @@ class Authenticator:
                 return None
             case Auth.AGENT:
                 return await self._agent(find_token(request))
-            case Auth.USER | Auth.USER_OR_PROXY:
+            case Auth.USER | Auth.USER_OR_PROXY | Auth.TERMINAL:
                 token = find_token(request)
                 user = await self.user(token)
                 if user is not None:
                     return user
+                if auth is Auth.TERMINAL:
+                    raise hidden()
                 if auth is Auth.USER_OR_PROXY:
                     raise ApiError(401, "API key or external proxy authentication required, but none provided")
                 raise ApiError(

@@ -18,6 +18,7 @@ _SECURITY: dict[Auth, list[dict[str, list[str]]]] = {
     Auth.NONE: [],
     Auth.USER: [{"UserToken": []}],
     Auth.USER_OR_PROXY: [{"UserToken": []}],
+    Auth.TERMINAL: [{"UserToken": []}],
     Auth.AGENT: [{"AgentToken": []}],
 }
 _QUERY_SCHEMAS: dict[str, dict[str, Any]] = {

@@ -1,138 +1,114 @@
-"""What a browser gets: the agents with their states, and the ways to log in. No scripts."""
+"""What a browser gets: the page, built from `web/` (`scripts/build_page.py`), and the link that logs it in once."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from html import escape
-from urllib.parse import parse_qs
+import asyncio
+import mimetypes
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.resources import files
+from typing import Final
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
-from agent.clock import Clock
-from agent.server.api import models
 from agent.server.api.users import LOGIN_RATE, Users
-from agent.server.auth import Authenticator, UserPrincipal, find_token
-from agent.server.errors import ApiError
 from agent.server.http import Call
 from agent.server.routes import Auth, Route, Text
-from agent.server.store import Database, agents, workspaces
 
 _HTML = Text("text/html")
-_HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; base-uri 'none'; "
+_HEADERS: Final = {
+    # xterm.js makes a style sheet of its own for each terminal.
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data:; font-src 'self'; connect-src 'self'; form-action 'self'; base-uri 'none'; "
     "frame-ancestors 'none'",
+    "Cross-Origin-Opener-Policy": "same-origin-allow-popups",
     "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-store",
+    "Cache-Control": "no-cache",
 }
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 3rem auto; padding: 0 1rem }
-table { border-collapse: collapse; width: 100% } th, td { text-align: left; padding: .4rem .8rem .4rem 0 }
-th { border-bottom: 1px solid } input { display: block; margin: .2rem 0 1rem; padding: .3rem } .bad { color: #b00020 }
-"""
-_LOGIN = """
-<form method="post" action="/login">
-<label>E-mail<input name="email" type="text" autocomplete="username" required></label>
-<label>Password<input name="password" type="password" autocomplete="current-password" required></label>
-<button>Log in</button>
-</form>
-"""
+_PLAIN_POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; frame-ancestors 'none'"
+_FOREVER: Final = "public, max-age=31536000, immutable"
+_NOT_BUILT: Final = (
+    "<h1>The page was not built</h1><p>This server runs from sources whose page is missing: "
+    "<code>python scripts/build_page.py</code> builds it. The command line does all that it does.</p>"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    type: str
+    body: bytes
 
 
 class Page:
     """The routes outside `/api/v2`."""
 
-    def __init__(self, database: Database, auth: Authenticator, users: Users, clock: Clock) -> None:
-        self._database, self._auth, self._users, self._clock = database, auth, users, clock
+    def __init__(self, users: Users) -> None:
+        self._users = users
 
     def routes(self) -> list[Route]:
-        def route(method: str, path: str, handler: object, summary: str) -> Route:
+        def route(path: str, handler: object, summary: str, kind: Text = _HTML) -> Route:
             return Route(
-                method=method,
+                method="GET",
                 path=path,
                 handler=handler,  # type: ignore[arg-type] # one of the methods below
                 summary=summary,
                 auth=Auth.NONE,
-                responses={200: _HTML},
+                responses={200: kind},
                 rate_limit=LOGIN_RATE if path == "/login" else None,
-                body_limit=16 * 1024,
             )
 
         return [
-            route("GET", "/", self.index, "The agents, for people"),
-            route("GET", "/login", self.redeem, "Log in by a one-time link"),
-            route("POST", "/login", self.log_in, "Log in by the form"),
+            route("/", self.index, "The page, for people"),
+            route("/new", self.index, "The page, where an agent is created"),
+            route("/agents/{agent}", self.index, "The page of an agent"),
+            route("/login", self.redeem, "Log in by a one-time link"),
+            route("/assets/{name}", self.asset, "What the page consists of", Text("application/octet-stream")),
         ]
 
-    async def index(self, call: Call) -> web.StreamResponse:
-        user = await self._auth.user(find_token(call.request))
-        if user is None:
-            return _page("Log in", _LOGIN)
-        return _page("Agents", await self._agents(user), refresh=True)
+    async def index(self, _call: Call) -> web.StreamResponse:
+        """The same for every path of the page: it looks at its address itself."""
+        found = (await self._files()).get("index.html")
+        if found is None:
+            return _plain(_NOT_BUILT, 501)
+        return web.Response(body=found.body, content_type="text/html", charset="utf-8", headers=_HEADERS)
+
+    async def asset(self, call: Call) -> web.StreamResponse:
+        """Names contain a hash of the content, so browsers may keep what they have."""
+        found = (await self._files()).get(call.path("name"))
+        if found is None:
+            return _plain("<h1>There is no such file</h1>", 404)
+        response = web.Response(body=found.body, content_type=found.type, headers={hdrs.CACHE_CONTROL: _FOREVER})
+        response.enable_compression()
+        return response
 
     async def redeem(self, call: Call) -> web.StreamResponse:
         token = await self._users.redeem_link(call.query.get("code", ""))
         if token is None:
-            return _refused("This link was used before or has expired. Ask for a new one.", 400)
-        return self._logged_in(token)
-
-    async def log_in(self, call: Call) -> web.StreamResponse:
-        try:
-            fields = parse_qs((await call.read()).decode(errors="replace"), max_num_fields=10)
-        except ValueError:
-            return _refused("This is not what the form sends.", 400)
-        try:
-            token = await self._users.log_in(*(fields.get(name, [""])[0] for name in ("email", "password")))
-        except ApiError as error:
-            return _refused(error.body.message, error.status)
-        return self._logged_in(token)
-
-    def _logged_in(self, token: str) -> web.StreamResponse:
-        response = web.Response(status=303, headers={**_HEADERS, "Location": "/"})
+            return _plain("<h1>This link was used before or has expired</h1><p>Ask for a new one.</p>", 400)
+        response = web.Response(status=303, headers={**_HEADERS, hdrs.LOCATION: "/"})
         self._users.set_cookie(response, token)
         return response
 
-    async def _agents(self, user: UserPrincipal) -> str:
-        async with self._database.reading() as session:
-            rows = await agents.newest(session, None if user.is_owner else user.id)
-            latest = await workspaces.latest_builds(session, [row.workspace.id for row in rows])
-        now = self._clock.wall() // 1000
-        found = [models.summary(row, latest[row.workspace.id], now) for row in rows]
-        if not found:
-            return "<p>No agents yet: <code>workspace-agent agents create -f FILE</code> makes one.</p>"
-        return (
-            f"<table>{_row('th', ('Agent', 'Owner', 'Status', 'Lifecycle', 'Build', 'Version'))}{_rows(found)}</table>"
-        )
+    async def _files(self) -> dict[str, _File]:
+        return await asyncio.to_thread(lambda: self._loaded)
+
+    @cached_property
+    def _loaded(self) -> dict[str, _File]:
+        """By name. They are few and small; a server that shows no page does not load them."""
+        top = files("agent.server") / "web"
+        found = [top / "index.html", *((top / "assets").iterdir() if (top / "assets").is_dir() else ())]
+        return {
+            path.name: _File(mimetypes.guess_type(path.name)[0] or "application/octet-stream", path.read_bytes())
+            for path in found
+            if path.is_file()
+        }
 
 
-def _rows(found: Iterable[models.AgentSummary]) -> str:
-    return "".join(
-        _row(
-            "td",
-            (
-                agent.name,
-                agent.owner_name,
-                agent.status if agent.health.healthy else f"{agent.status} ({agent.health.reason})",
-                agent.lifecycle_state,
-                f"{agent.build.number} ({agent.build.transition}, {agent.build.status})",
-                agent.version,
-            ),
-        )
-        for agent in found
-    )
-
-
-def _row(tag: str, cells: Iterable[str]) -> str:
-    return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
-
-
-def _refused(message: str, status: int) -> web.Response:
-    return _page("Log in", f'<p class="bad">{escape(message)}</p>{_LOGIN}', status=status)
-
-
-def _page(title: str, content: str, *, status: int = 200, refresh: bool = False) -> web.Response:
-    again = '<meta http-equiv="refresh" content="5">' if refresh else ""
+def _plain(content: str, status: int) -> web.Response:
     text = (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title} · workspace-agent</title>{again}'
-        f"<style>{_STYLE}</style></head><body><h1>{title}</h1>{content}</body></html>\n"
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>workspace-agent</title>'
+        "<style>:root{color-scheme:light dark}body{font:16px/1.5 system-ui,sans-serif;max-width:40rem;margin:3rem auto;"
+        f'padding:0 1rem}}</style></head><body>{content}<p><a href="/">Go to the page</a></p></body></html>\n'
     )
-    return web.Response(text=text, status=status, content_type="text/html", headers=_HEADERS)
+    headers = {**_HEADERS, "Content-Security-Policy": _PLAIN_POLICY, hdrs.CACHE_CONTROL: "no-store"}
+    return web.Response(text=text, status=status, content_type="text/html", headers=headers)

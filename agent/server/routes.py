@@ -24,6 +24,8 @@ class Auth(Enum):
     USER = "user"
     USER_OR_PROXY = "user or proxy"
     """The routes of §3: as USER, with another text when there is no valid token."""
+    TERMINAL = "terminal"
+    """As USER; who is nobody must not learn that there is anything (terminal-ssh-http.md §1.10)."""
     AGENT = "agent"
 
 

@@ -158,13 +158,13 @@ class Agents:
 
     async def show(self, call: Call) -> web.Response:
         async with self._database.reading() as session:
-            row = await _find(session, call)
+            row = await find_agent(session, call)
             latest = await workspaces.latest_build(session, row.workspace.id)
         return reply(models.summary(row, latest, self._now()))
 
     async def delete(self, call: Call) -> web.Response:
         async with self._database.transaction(exclusive=True) as session:
-            row = await _find(session, call)
+            row = await find_agent(session, call)
             await self._delete(session, row)
         self._changed(row)
         return no_content()
@@ -172,13 +172,13 @@ class Agents:
     async def new_token(self, call: Call) -> web.Response:
         token = uuid4()
         async with self._database.transaction() as session:
-            row = await _find(session, call)
+            row = await find_agent(session, call)
             await workspaces.replace_token(session, row.agent.id, hash_agent_token(token), self._now())
         return reply(models.NewToken(token=str(token)), 201)
 
     async def builds(self, call: Call) -> web.Response:
         async with self._database.reading() as session:
-            row = await _find(session, call)
+            row = await find_agent(session, call)
             found = await workspaces.builds(session, row.workspace.id)
         return reply(models.BuildList(builds=[models.build_summary(build) for build in found]))
 
@@ -188,7 +188,7 @@ class Agents:
         now = self._now()
         answer: models.NewAgentAnswer | models.BuildSummary
         async with self._database.transaction(exclusive=True) as session:  # builds are numbered one after another
-            row = await _find(session, call)
+            row = await find_agent(session, call)
             match asked.transition:
                 case "start":
                     definition = given or definition_of(row.agent.definition)
@@ -212,7 +212,7 @@ class Agents:
         change = await call.body(BuildChange)
         number = call.path("number")
         async with self._database.transaction() as session:
-            row = await _find(session, call)
+            row = await find_agent(session, call)
             found = await workspaces.builds(session, row.workspace.id)
             build = next((build for build in found if str(build.number) == number), None)
             if build is None:
@@ -224,15 +224,19 @@ class Agents:
         return reply(models.build_summary(build))
 
     async def workspace_agent(self, call: Call) -> web.Response:
-        agent_id = call.uuid("workspaceagent")
         async with self._database.reading() as session:
-            row = await visible_agent(session, call.user, agent_id)
-            scripts = await agents.scripts(session, agent_id)
-            timings = await agents.last_timings(session, agent_id)
-            apps = await agents.apps(session, agent_id)
-            sources = await agents.log_sources(session, agent_id)
+            row = await visible_agent(session, call.user, call.uuid("workspaceagent"))
+            return reply(await self.describe(session, row))
+
+    async def describe(self, session: Session, row: AgentRow) -> models.WorkspaceAgent:
+        """All that people may see of an agent."""
+        agent_id = row.agent.id
+        scripts = await agents.scripts(session, agent_id)
+        timings = await agents.last_timings(session, agent_id)
+        apps = await agents.apps(session, agent_id)
+        sources = await agents.log_sources(session, agent_id)
         latency = models.latencies(self._coordinator.node(agent_id), self._derp_maps.current)
-        return reply(models.workspace_agent(row, scripts, timings, apps, sources, latency, self._now()))
+        return models.workspace_agent(row, scripts, timings, apps, sources, latency, self._now())
 
     async def _delete(self, session: Session, row: AgentRow) -> Build:
         now = self._now()
@@ -256,7 +260,7 @@ async def visible_agent(session: Session, user: UserPrincipal, agent_id: UUID) -
     return row
 
 
-async def _find(session: Session, call: Call) -> AgentRow:
+async def find_agent(session: Session, call: Call) -> AgentRow:
     """By id, or by the name of the workspace: own ones first, then, for an owner, another's if there is only one."""
     text = call.path("agent")
     try:

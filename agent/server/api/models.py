@@ -297,6 +297,11 @@ def log_source(source: LogSource) -> WorkspaceAgentLogSource:
     )
 
 
+def status_of(row: AgentRow, now: int) -> str:
+    """`connecting`, `connected`, `disconnected` or `timeout`; `now` in microseconds."""
+    return _presence(row, now)[0]
+
+
 def _presence(row: AgentRow, now: int) -> tuple[str, int | None]:
     agent = row.agent
     return presence(

@@ -147,3 +147,9 @@ async def last_timings(session: AsyncSession, agent_id: UUID) -> dict[UUID, Scri
     )
     found = await session.scalars(select(ScriptTiming).where(ScriptTiming.id.in_(newest_ids)))
     return {timing.script_id: timing for timing in found}
+
+
+async def timings(session: AsyncSession, agent_id: UUID, limit: int) -> Sequence[ScriptTiming]:
+    """The newest `limit` finished runs of all scripts, oldest first."""
+    query = select(ScriptTiming).join(Script, Script.id == ScriptTiming.script_id).where(Script.agent_id == agent_id)
+    return (await session.scalars(query.order_by(ScriptTiming.id.desc()).limit(limit))).all()[::-1]
