@@ -3,6 +3,8 @@
 The owner feeds received datagrams in batches to `receive` and inner packets to `send`, sends what they return, and
 calls `handle_timeout` when `next_timeout` is due. `now` is seconds on any monotonic scale, `wall_ns` nanoseconds since
 1970. Where a peer's datagrams go is the owner's business: they are returned with the peer that they are for.
+
+The handshake is imported with the first peer: what it computes with takes 7 MB, and a node may be alone for its life.
 """
 
 from __future__ import annotations
@@ -10,18 +12,22 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from heapq import heapify, heappop, heappush
 from math import inf
+from typing import TYPE_CHECKING
 
-from cryptography.exceptions import InvalidTag
-
-from agent.protocol.wireguard import messages, noise
+from agent.protocol import keys as curve
+from agent.protocol.wireguard import messages
 from agent.protocol.wireguard.admission import Admission, Verdict
 from agent.protocol.wireguard.cookies import Checker
-from agent.protocol.wireguard.keypairs import REJECT_AFTER_MESSAGES, Keypair
+from agent.protocol.wireguard.keypairs import REJECT_AFTER_MESSAGES, Keypair, invalid_tag
 from agent.protocol.wireguard.messages import TRANSPORT, TRANSPORT_HEADER, TRANSPORT_OVERHEAD
 from agent.protocol.wireguard.peer import MAX_QUEUED, Peer
 from agent.protocol.wireguard.timers import MAX_JITTER, MAX_RETRIES, REKEY_TIMEOUT
+
+if TYPE_CHECKING:
+    from agent.protocol.wireguard import noise
 
 INITIATION_INTERVAL = 0.020
 """Seconds between two initiations that are accepted from one peer."""
@@ -95,9 +101,10 @@ class Device:
     """Peers, their sessions, and the addresses that are theirs."""
 
     def __init__(self, private_key: bytes, random: Callable[[int], bytes] = os.urandom) -> None:
-        self._identity = noise.Identity(private_key)
+        self._private_key = private_key
+        self._public_key = curve.public_key(private_key)
         self._random = random
-        self._checker = Checker(self._identity.public, random)
+        self._checker = Checker(self._public_key, random)
         self._admission = Admission(self._checker)
         self._peers: dict[bytes, Peer] = {}
         self._routes: dict[bytes, Peer] = {}
@@ -110,7 +117,13 @@ class Device:
     @property
     def public_key(self) -> bytes:
         """The raw 32 bytes."""
-        return self._identity.public
+        return self._public_key
+
+    @cached_property
+    def _identity(self) -> noise.Identity:
+        from agent.protocol.wireguard import noise
+
+        return noise.Identity(self._private_key)
 
     def peer(self, public_key: bytes) -> Peer | None:
         """The peer with this key, if it was added."""
@@ -124,6 +137,8 @@ class Device:
         An address (16 bytes) moves here from the peer that had it. A keepalive that is switched on is due at once:
         `next_timeout` says so. Raises `ValueError` for an address or a key that cannot be one.
         """
+        from agent.protocol.wireguard import noise
+
         addresses = frozenset(allowed_ips)
         if wrong := [address for address in addresses if len(address) != _ADDRESS_SIZE]:
             raise ValueError(f"an allowed address has 16 bytes, not {len(wrong[0])}: {wrong[0].hex()}")
@@ -232,7 +247,7 @@ class Device:
                 continue
             try:
                 plaintext = decrypt(_ZERO4 + datagram[8:16], datagram[16:], None)
-            except InvalidTag:
+            except invalid_tag():
                 counters.forged += 1
                 continue
             if counter >= REJECT_AFTER_MESSAGES or not accept(counter):
@@ -330,6 +345,8 @@ class Device:
         return verdict is Verdict.TAKE
 
     def _take_initiation(self, message: bytes, now: float, received: Received) -> None:
+        from agent.protocol.wireguard import noise
+
         try:
             opened = noise.open_initiation(self._identity, message)
             peer = self._peers.get(opened.static_public)
@@ -360,6 +377,8 @@ class Device:
         self._schedule(peer)
 
     def _take_response(self, peer: Peer, message: bytes, now: float, wall_ns: int, received: Received) -> None:
+        from agent.protocol.wireguard import noise
+
         assert peer._initiated is not None
         try:
             keys = noise.open_response(peer._initiated, message)
@@ -449,6 +468,8 @@ class Device:
 
     def _begin_handshake(self, peer: Peer, now: float, wall_ns: int, *, again: bool = False) -> list[bytes]:
         """An initiation, unless a handshake message went out less than 5 s ago: then one is sent in time."""
+        from agent.protocol.wireguard import noise
+
         timers = peer._timers
         if not again:
             timers.retries = 0

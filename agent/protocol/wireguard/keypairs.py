@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
-
 from agent.protocol.wireguard.messages import NONCE, TRANSPORT, TRANSPORT_HEADER
-from agent.protocol.wireguard.noise import SessionKeys
 from agent.protocol.wireguard.replay import ReplayWindow
 
 if TYPE_CHECKING:
+    from agent.protocol.wireguard.noise import SessionKeys
     from agent.protocol.wireguard.peer import Peer
 
 REKEY_AFTER_TIME = 120.0
@@ -22,6 +20,13 @@ LAST_MINUTE = 165.0
 """Age after which the initiator of a keypair makes a new one on receiving: keepalive and rekey timeout before 180 s."""
 
 _PADDING = tuple(bytes(count) for count in range(16))
+
+
+def invalid_tag() -> type[Exception]:
+    """What `Keypair.decrypt` raises for what does not open; for an `except`, which asks when something was raised."""
+    from cryptography.exceptions import InvalidTag
+
+    return InvalidTag
 
 
 class Keypair:
@@ -41,6 +46,8 @@ class Keypair:
     )
 
     def __init__(self, peer: Peer, keys: SessionKeys, index: int, initiator: bool, now: float) -> None:
+        from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305  # loaded by the handshake
+
         self.peer = peer
         self.index = index
         self.initiator = initiator

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from math import inf
+from typing import TYPE_CHECKING
 
 from agent.protocol.wireguard.cookies import Stamper
 from agent.protocol.wireguard.keypairs import Keypairs
-from agent.protocol.wireguard.noise import Initiated, Remote
 from agent.protocol.wireguard.timers import Timers
+
+if TYPE_CHECKING:
+    from agent.protocol.wireguard.noise import Initiated, Remote
 
 MAX_QUEUED = 128
 """Packets that wait for a keypair; the oldest one makes room."""
