@@ -89,7 +89,7 @@ class NodeProgram:
                 return {"seconds": seconds}
             case "echo":
                 trips = await traffic.round_trips(
-                    self._dial(request["to"]), size=request["size"], count=request["count"]
+                    self._dial(request["to"]), size=request["size"], count=request["count"], pause=request["pause"]
                 )
                 return {"trips": trips}
             case "ping":
@@ -137,7 +137,8 @@ def parse_endpoint(text: str) -> Endpoint:
 
 def say(**line: Any) -> None:
     """One line of standard output."""
-    print(json.dumps(line), flush=True)
+    sys.stdout.write(json.dumps(line) + "\n")
+    sys.stdout.flush()
 
 
 async def main(arguments: argparse.Namespace) -> None:

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from agent.tailnet import derp_map
 from agent.tailnet.derp_map import DerpMap
+from agent.testing.traffic import ECHO, SINK, SOURCE
 
 ANSWER_LIMIT: Final = 180.0
 """Seconds that a request may take, bulk included."""
@@ -36,6 +37,7 @@ class Node:
     """
 
     def __init__(self, program: Sequence[str | os.PathLike[str]], addresses: Sequence[bytes], *options: str) -> None:
+        self.packed = tuple(addresses)
         self.addresses = [str(ipaddress.IPv6Address(address)) for address in addresses]
         self.state: dict[str, Any] = {"home": 0, "endpoints": []}
         self._command = [*program, "--addresses", ",".join(self.addresses), *options]
@@ -113,13 +115,15 @@ class Node:
 
     async def bulk(self, to: str, *, up: bool, size: int, streams: int = 1) -> float:
         """Seconds; `to` is the peer's address."""
-        port = 9 if up else 19
+        port = SINK if up else SOURCE
         answer = await self.ask("bulk", to=f"[{to}]:{port}", up=up, bytes=size, streams=streams)
         return float(answer["seconds"])
 
-    async def echo(self, to: str, *, network: str = "tcp", port: int = 7, size: int = 1, count: int = 1) -> list[float]:
-        """Seconds of each round trip."""
-        answer = await self.ask("echo", to=f"[{to}]:{port}", network=network, size=size, count=count)
+    async def echo(
+        self, to: str, *, network: str = "tcp", port: int = ECHO, size: int = 1, count: int = 1, pause: float = 0.0
+    ) -> list[float]:
+        """Seconds of each round trip; `pause` seconds lie between them."""
+        answer = await self.ask("echo", to=f"[{to}]:{port}", network=network, size=size, count=count, pause=pause)
         return list(map(float, answer["trips"]))
 
     async def ping(self, to: str, kind: str = "disco") -> dict[str, Any]:
@@ -131,7 +135,8 @@ class Node:
         assert self._process is not None
         assert self._process.stdin is not None
         number = next(self._numbers)
-        answer = self._answers[number] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self._answers[number] = answer
         try:
             self._process.stdin.write(json.dumps({"id": number, "do": do, **fields}).encode() + b"\n")
             async with asyncio.timeout(ANSWER_LIMIT):
@@ -156,7 +161,7 @@ class Node:
                     answer.set_result(said)
         for waiting in self._answers.values():
             if not waiting.done():
-                waiting.set_exception(NodeError(f"{self._command[0]} ended"))
+                waiting.set_exception(NodeError(f"{' '.join(map(str, self._command))} ended"))
 
 
 def foreign(program: Path) -> tuple[str, str]:

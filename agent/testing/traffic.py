@@ -114,8 +114,8 @@ async def _transfer(dial: Dial, up: bool, size: int) -> None:
         stream.close()
 
 
-async def round_trips(dial: Dial, *, size: int, count: int) -> list[float]:
-    """Send messages to an echo, each after the answer to the one before; the seconds that each took."""
+async def round_trips(dial: Dial, *, size: int, count: int, pause: float = 0.0) -> list[float]:
+    """Send messages to an echo, each after the answer to the one before and a pause; the seconds that each took."""
     stream = await dial()
     trips = []
     try:
@@ -130,6 +130,8 @@ async def round_trips(dial: Dial, *, size: int, count: int) -> list[float]:
             trips.append(time.perf_counter() - began)
             if back != NOISE[:size]:
                 raise TrafficError("what came back is not what was sent")
+            if pause:
+                await asyncio.sleep(pause)
     finally:
         stream.close()
     return trips

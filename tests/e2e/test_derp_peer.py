@@ -6,9 +6,6 @@ The peer is tests/peers/tailnet; it is built here, and needs the `go` tool.
 from __future__ import annotations
 
 import asyncio
-import os
-import shutil
-import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,22 +15,7 @@ import pytest
 from agent.protocol import derp, disco, keys
 from tests.e2e.test_derp_client import Served, client, connected, plain, serving, until
 
-PEER = Path(__file__).parents[1] / "peers" / "tailnet"
-
-
-@pytest.fixture(scope="session")
-def peer() -> Path:
-    """The peer's program."""
-    go = shutil.which("go")
-    if go is None:
-        if os.environ.get("CI") == "true":
-            pytest.fail("the foreign peer of the tailnet needs Go: .ci/run must install it")
-        pytest.skip("the foreign peer of the tailnet needs Go (the `go` tool)")
-    built = subprocess.run(
-        [go, "build", "-o", "bin/tailnet-peer", "."], cwd=PEER, capture_output=True, text=True, timeout=600
-    )
-    assert built.returncode == 0, f"the peer needs Go 1.23 or newer and its modules: {built.stderr}"
-    return PEER / "bin" / "tailnet-peer"
+pytestmark = pytest.mark.timeout(660)  # the first of them builds the peer; each has its own deadlines
 
 
 class Running:
@@ -74,8 +56,8 @@ async def running(program: Path, *arguments: str) -> AsyncIterator[Running]:
 
 @pytest.mark.spec("tailnet", 29)
 @pytest.mark.parametrize("websockets", [False, True])
-async def test_our_client_at_their_relay(peer: Path, websockets: bool) -> None:
-    async with running(peer, "derp-server") as server:
+async def test_our_client_at_their_relay(peer_program: Path, websockets: bool) -> None:
+    async with running(peer_program, "derp-server") as server:
         port = int(await server.line("port"))
         async with (
             client(plain(port), home=True, force_websockets=websockets) as (one, owner, key),
@@ -100,10 +82,10 @@ async def test_our_client_at_their_relay(peer: Path, websockets: bool) -> None:
 
 @pytest.mark.spec("tailnet", 34, 35, 37)
 @pytest.mark.parametrize("arguments", [(), ("-websocket",)])
-async def test_their_client_at_our_relay(peer: Path, arguments: tuple[str, ...]) -> None:
+async def test_their_client_at_our_relay(peer_program: Path, arguments: tuple[str, ...]) -> None:
     async with serving(Served()) as served:
         async with (
-            running(peer, "derp-client", "-port", str(served.port), *arguments) as theirs,
+            running(peer_program, "derp-client", "-port", str(served.port), *arguments) as theirs,
             client(plain(served.port)) as (ours, owner, _),
         ):
             their_key = bytes.fromhex(await theirs.line("key"))
@@ -122,10 +104,10 @@ async def test_their_client_at_our_relay(peer: Path, arguments: tuple[str, ...])
         await until(lambda: not served.relay.clients)
 
 
-async def test_their_client_falls_back_at_our_relay(peer: Path) -> None:
+async def test_their_client_falls_back_at_our_relay(peer_program: Path) -> None:
     served = Served()
     served.refuse = (400, "no upgrades here\n")
-    async with serving(served), running(peer, "derp-client", "-port", str(served.port)) as theirs:
+    async with serving(served), running(peer_program, "derp-client", "-port", str(served.port)) as theirs:
         reason = await theirs.line("websocket")
         assert "GET failed with status code 400" in reason
         await theirs.line("key")

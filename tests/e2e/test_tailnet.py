@@ -44,10 +44,12 @@ class World:
         self.stack = AsyncExitStack()
         self.count = 0
         self.addresses: dict[int, bytes] = {}
+        self.upgrades: set[str] = set()
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         if request.path.endswith("latency-check"):
             return web.Response()
+        self.upgrades.add(request.headers["Upgrade"].lower())
         part = Derp(self.relay, LongLived(), CLOCK)
         return await part.connect(Call(request, part.routes()[0], CLOCK, None))
 

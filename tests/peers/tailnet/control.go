@@ -23,7 +23,7 @@ import (
 //	peers    Peers            know these peers and no others
 //	options  Direct           allow or forbid direct paths
 //	bulk     To Up Bytes Streams   move bytes to the sink's or from the source's port
-//	echo     To Network Size Count
+//	echo     To Network Size Count Pause   send messages to the echo's port
 //	ping     To Kind          "disco" or "TSMP"; To is an address
 //	status   To
 type request struct {
@@ -39,6 +39,7 @@ type request struct {
 	Streams int              `json:"streams"`
 	Size    int              `json:"size"`
 	Count   int              `json:"count"`
+	Pause   float64          `json:"pause"` // seconds after each
 	Kind    string           `json:"kind"`
 }
 
@@ -134,7 +135,7 @@ func (n *node) obey(r request) (answer, error) {
 		if err != nil {
 			return answer{}, err
 		}
-		trips, err := echo(dial, r.Size, r.Count)
+		trips, err := echo(dial, r.Size, r.Count, time.Duration(r.Pause*float64(time.Second)))
 		return answer{Trips: trips}, err
 	case "ping":
 		return n.ping(r.To, tailcfg.PingType(r.Kind))

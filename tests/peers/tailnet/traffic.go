@@ -181,7 +181,7 @@ func (p progress) Write(from []byte) (int, error) {
 }
 
 // echo sends messages, each after the answer to the one before, and tells the seconds that each took.
-func echo(dial dialer, size, count int) (trips []float64, err error) {
+func echo(dial dialer, size, count int, pause time.Duration) (trips []float64, err error) {
 	err = transfer(dial, func(conn net.Conn) error {
 		sent, back := noise[:size], make([]byte, size)
 		for range count {
@@ -196,6 +196,7 @@ func echo(dial dialer, size, count int) (trips []float64, err error) {
 			if string(back) != string(sent) {
 				return errors.New("what came back is not what was sent")
 			}
+			time.Sleep(pause)
 		}
 		return nil
 	})
