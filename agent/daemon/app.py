@@ -39,6 +39,8 @@ from agent.daemon.reports import Banners, LifecycleReporter, TimingReporter
 from agent.daemon.sdnotify import Notifier
 from agent.daemon.shutdown import Stage, StopRequest, all_of, shut_down
 from agent.daemon.signals import handle_signals
+from agent.daemon.terminals import PORT as TERMINAL_PORT
+from agent.daemon.terminals import Terminals
 from agent.daemon.workspace import Workspace
 from agent.identity import CredentialSource, IdentityError, token_source
 from agent.logs import LogService, secret_values
@@ -152,6 +154,12 @@ async def _live(
     )
     timings = TimingReporter(journal)
     network.serve(SPEEDTEST_PORT, SpeedtestService(clock).serve)
+    terminals = Terminals(context, clock)
+    network.serve(TERMINAL_PORT, terminals.serve)
+
+    def make_logs(state: Path | None) -> LogService:
+        terminals.open(state)  # here, because it is here that the state directory is known
+        return LogService(state, clock)
 
     def make_scripts(manifest: Manifest, state: Path | None, logs: LogService) -> ScriptRunner:
         return ScriptRunner(
@@ -177,7 +185,7 @@ async def _live(
         journal=journal,
         lifecycle=lifecycle,
         context=context,
-        make_logs=lambda state: LogService(state, clock),
+        make_logs=make_logs,
         make_scripts=make_scripts,
         secret_values=secret_values,
         home=home_directory(environment),
@@ -224,6 +232,7 @@ async def _live(
         Stage("manifest", workspace.refuse_manifests, 2.0),
         Stage("announcement", announce, 2.0),
         Stage("start scripts", workspace.interrupt_start, 2.0),
+        Stage("terminals", terminals.aclose, 5.0),
         Stage("network", network.leave, 2.0),
         Stage("stop scripts", workspace.run_stop, None),
         Stage("other scripts", workspace.close_scripts, 60.0),

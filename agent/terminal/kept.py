@@ -47,13 +47,11 @@ class Kept:
 
 
 class Keeper:
-    """The process that holds terminals. `directory` is where later agents find it; None: they do not.
+    """The process that holds terminals. `patience` is how many seconds it holds those that no agent asks for; `lost` is
+    called when it ended without having been told to."""
 
-    `patience` is how many seconds it holds terminals that no agent asks for.
-    """
-
-    def __init__(self, directory: Path | None, clock: Clock, *, patience: float, lost: Callable[[], None]) -> None:
-        self._directory = directory
+    def __init__(self, clock: Clock, *, patience: float, lost: Callable[[], None]) -> None:
+        self._directory: Path | None = None
         self._clock = clock
         self._patience = patience
         self._lost = lost
@@ -62,11 +60,12 @@ class Keeper:
         self._starting = asyncio.Lock()
         self._answers: dict[UUID, asyncio.Future[tuple[int, int]]] = {}
 
-    async def find(self) -> list[Kept]:
-        """The terminals that a former agent left; those in memory that cannot be used are not among them."""
-        if self._directory is None:
+    async def find(self, directory: Path | None) -> list[Kept]:
+        """The terminals that a former agent left in `directory`, where later agents will find those of this one."""
+        self._directory = directory
+        if directory is None:
             return []
-        connection = await asyncio.to_thread(_connect, self._directory)
+        connection = await asyncio.to_thread(_connect, directory)
         if connection is None:
             return []
         found: list[Kept] = []

@@ -12,7 +12,6 @@ from uuid import UUID, uuid4
 
 from agent.clock import Clock, wait_for
 from agent.protocol.pty import Init, PtyDecoder, PtyProtocolError
-from agent.protocol.tcp import TcpError
 from agent.terminal.attachment import Attachment, Stream, read_init
 from agent.terminal.command import CommandContext, build_program
 from agent.terminal.counters import ConnectionReports, Counters, Ending, NoReports
@@ -32,15 +31,13 @@ class TerminalError(Exception):
 
 
 class TerminalService:
-    """Serves connections to port 2. `directory` (0700) is where a later agent finds the terminals of this one when it
-    was killed; None: it does not find them."""
+    """Serves connections to port 2. `open` comes first."""
 
     def __init__(
         self,
         context: CommandContext,
         clock: Clock,
         *,
-        directory: Path | None = None,
         limits: Limits = Limits(),
         reports: ConnectionReports | None = None,
     ) -> None:
@@ -48,10 +45,9 @@ class TerminalService:
         self._clock = clock
         self._limits = limits
         self._reports = reports or NoReports()
-        self._keeper = Keeper(directory, clock, patience=limits.idle, lost=self._keeper_lost)
+        self._keeper = Keeper(clock, patience=limits.idle, lost=self._keeper_lost)
         self._sessions: dict[UUID, asyncio.Future[Session]] = {}
         self._connections: dict[asyncio.Task[Any], Stream] = {}
-        self._adopting: asyncio.Task[None] | None = None
         self._closed = False
         self.counters = Counters()
 
@@ -60,11 +56,11 @@ class TerminalService:
         """How many there are now."""
         return len(self._sessions)
 
-    async def adopt(self) -> None:
-        """Take over what a killed agent left; `serve` waits for it. Never fails."""
-        if self._adopting is None:
-            self._adopting = asyncio.create_task(self._adopt(), name="adopt terminals")
-        await asyncio.shield(self._adopting)
+    async def open(self, directory: Path | None) -> None:
+        """Go on with the terminals that a killed agent left in `directory` (0700), where a later agent will find those
+        of this one; None: it will not. Never fails."""
+        for kept in await self._keeper.find(directory):
+            self._go_on_with(kept)
 
     async def serve(self, stream: Stream) -> None:
         """One connection, until it ends; closes the stream. Raises nothing but cancellation."""
@@ -94,7 +90,6 @@ class TerminalService:
 
     async def _end(self, end: Callable[[Session], None]) -> None:
         self._closed = True
-        await self.adopt()
         for made in list(self._sessions.values()):
             if not made.done():
                 made.cancel()
@@ -114,6 +109,9 @@ class TerminalService:
     # ---- connections
 
     async def _serve(self, stream: Stream) -> Ending:
+        # Where there is a stream it has been imported; before, it would hold up the start of the process.
+        from agent.protocol.tcp import TcpError
+
         decoder = PtyDecoder()
         try:
             began = await wait_for(self._clock, read_init(stream, decoder), INIT_LIMIT)
@@ -144,7 +142,6 @@ class TerminalService:
 
     async def _session(self, init: Init) -> Session:
         """The terminal of that id; whoever asks first makes it, the others wait. Raises `TerminalError`."""
-        await self.adopt()
         making = self._sessions.get(init.id)
         if making is None:
             if self._closed:
@@ -204,17 +201,16 @@ class TerminalService:
         pty = Pty(kept.master)
         return Session(pty, ring, kept.process, self._clock, self._limits, adopted=adopted, closing=closing)
 
-    async def _adopt(self) -> None:
-        for kept in await self._keeper.find():
-            try:
-                session = self._open(kept, adopted=True)
-            except TerminalError as error:
-                _log().warning("a terminal of a former agent is lost", terminal=str(kept.id), error=error)
-                continue
-            made = asyncio.get_running_loop().create_future()
-            made.set_result(session)
-            self._sessions[kept.id] = made
-            _log().info("going on with a terminal of a former agent", terminal=str(kept.id))
+    def _go_on_with(self, kept: Kept) -> None:
+        try:
+            session = self._open(kept, adopted=True)
+        except TerminalError as error:
+            _log().warning("a terminal of a former agent is lost", terminal=str(kept.id), error=error)
+            return
+        made: asyncio.Future[Session] = asyncio.get_running_loop().create_future()
+        made.set_result(session)
+        self._sessions[kept.id] = made
+        _log().info("going on with a terminal of a former agent", terminal=str(kept.id))
 
     def _keeper_lost(self) -> None:
         _log().warning("the process that keeps terminals has ended: those that are open now end with this agent")

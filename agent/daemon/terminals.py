@@ -1,0 +1,57 @@
+"""The terminals of the workspace, for the life of the process (terminal-ssh-http.md §1).
+
+The service is imported when there is a state directory: before, it would hold up the start of the process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from agent.clock import Clock
+from agent.daemon.environment import CommandEnvironment
+
+if TYPE_CHECKING:
+    from agent.tailnet.streams import TailnetStream
+    from agent.terminal import TerminalService
+
+PORT = 2
+"""Where the tailnet has this service."""
+
+
+class Terminals:
+    """Serves connections; those that come before `open` wait."""
+
+    def __init__(self, context: CommandEnvironment, clock: Clock) -> None:
+        self._context = context
+        self._clock = clock
+        self._opening: asyncio.Task[TerminalService] | None = None
+        self._begun = asyncio.Event()
+
+    def open(self, directory: Path | None) -> None:
+        """The state directory is known, or that there is none. Call it once."""
+        self._opening = asyncio.create_task(self._open(directory), name="open terminals")
+        self._begun.set()
+
+    async def serve(self, stream: TailnetStream) -> None:
+        """One connection to port 2."""
+        await self._begun.wait()
+        assert self._opening is not None
+        service = await asyncio.shield(self._opening)
+        await service.serve(stream)
+
+    async def aclose(self) -> None:
+        """End every terminal and its connections. Idempotent."""
+        if self._opening is not None:
+            service = await asyncio.shield(self._opening)
+            await service.aclose()
+
+    async def _open(self, directory: Path | None) -> TerminalService:
+        await asyncio.to_thread(importlib.import_module, "agent.terminal")
+        from agent.terminal import TerminalService
+
+        service = TerminalService(self._context, self._clock)
+        await service.open(directory)
+        return service
