@@ -250,7 +250,7 @@ class Connection(Endpoints):
         """A SYN asks for this connection."""
         self._irs = seq
         self.counted = True
-        self._shared.pending += 1
+        self._shared.begin_pending(self)
         self._until = now + self._shared.limits.pending_time
         self._negotiate(window, options)
 
@@ -487,7 +487,7 @@ class Connection(Endpoints):
     def _uncount(self) -> None:
         if self.counted:
             self.counted = False
-            self._shared.pending -= 1
+            self._shared.end_pending(self)
 
     def finish(self, now: float) -> None:
         """A batch has been taken in: tell the owner, and the sender."""
@@ -523,7 +523,7 @@ class Connection(Endpoints):
         self._until = None
         self._ack_due = self._syn_due = self._probe_due = False
         self._sender.clear()
-        shared.table.pop(self.key, None)
+        shared.leave(self)
 
     # What goes out, and when.
 

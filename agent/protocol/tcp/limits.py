@@ -34,10 +34,14 @@ class Limits:
     """How long a closed connection goes on sending without progress."""
     pending: int = 1024
     """Incoming connections that are not established; further SYNs are ignored."""
+    pending_of_peer: int = 256
+    """The same of one address: who floods keeps nobody else out."""
     pending_time: float = 120.0
     """How long an incoming connection waits for `accept` or `refuse`."""
     connections: int = 16_384
     """Connections in all; further SYNs are ignored."""
+    connections_of_peer: int = 4096
+    """The same of one address."""
     time_waits: int = 4096
     """Remembered connections in TIME_WAIT; beyond it the oldest is forgotten."""
     control: int = 1024

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,16 @@ from agent.protocol.tcp.segment import MASK
 
 if TYPE_CHECKING:
     from agent.protocol.tcp.connection import Connection
+
+_ADDRESS = 16
+"""Bytes of the peer's address, with which keys begin."""
+
+
+def _uncount(counts: Counter[bytes], key: bytes) -> None:
+    peer = key[:_ADDRESS]
+    counts[peer] -= 1
+    if not counts[peer]:
+        del counts[peer]
 
 
 @dataclass(slots=True)
@@ -41,10 +51,44 @@ class Shared:
     ready: deque[Connection] = field(default_factory=deque)
     """Connections that may have something to send, each once."""
     counters: StackCounters = field(default_factory=StackCounters)
+    connections_of: Counter[bytes] = field(default_factory=Counter)
+    """How many are in `table`, by the peer's address."""
     pending: int = 0
     """Incoming connections that are not established."""
+    pending_of: Counter[bytes] = field(default_factory=Counter)
+    """The same by the peer's address."""
     challenge_second: int = 0
     challenge_count: int = 0
+
+    def has_room(self, key: bytes) -> bool:
+        """Whether one more incoming connection is within the bounds, those of its peer too."""
+        limits, peer = self.limits, key[:_ADDRESS]
+        return (
+            self.pending < limits.pending
+            and len(self.table) < limits.connections
+            and self.pending_of[peer] < limits.pending_of_peer
+            and self.connections_of[peer] < limits.connections_of_peer
+        )
+
+    def enter(self, connection: Connection) -> None:
+        """Put a connection into the table."""
+        self.table[connection.key] = connection
+        self.connections_of[connection.key[:_ADDRESS]] += 1
+
+    def leave(self, connection: Connection) -> None:
+        """Take it out. Idempotent."""
+        if self.table.pop(connection.key, None) is not None:
+            _uncount(self.connections_of, connection.key)
+
+    def begin_pending(self, connection: Connection) -> None:
+        """An incoming connection waits for being established."""
+        self.pending += 1
+        self.pending_of[connection.key[:_ADDRESS]] += 1
+
+    def end_pending(self, connection: Connection) -> None:
+        """It does no more."""
+        self.pending -= 1
+        _uncount(self.pending_of, connection.key)
 
     def identify(self, key: bytes, now: float) -> tuple[int, int]:
         """Initial sequence number and timestamp offset of a flow (RFC 6528, RFC 7323 §5.4)."""

@@ -95,7 +95,7 @@ class TcpStack:
         else:
             raise NoFreePortError(f"all {count} local ports of this pair of addresses and port {port} are in use")
         connection = Connection(shared, key, flow, State.SYN_SENT, now)
-        shared.table[key] = connection
+        shared.enter(connection)
         connection.begin()
         return connection
 
@@ -173,12 +173,11 @@ class TcpStack:
         if flags & RST:
             return
         if flags & SYN and not flags & (ACK | FIN):
-            limits = shared.limits
-            if shared.pending >= limits.pending or len(shared.table) >= limits.connections:
+            if not shared.has_room(key):
                 shared.counters.backlog_full += 1
                 return
             connection = Connection(shared, key, reverse(key), State.PENDING, now)
-            shared.table[key] = connection
+            shared.enter(connection)
             connection.open(seq, window, bytes(packet[60:data_at]), now)
             self._arm(connection, now)
             shared.events.append(Incoming(connection))

@@ -144,6 +144,31 @@ def test_pending_connections_are_bounded() -> None:
     assert stack.pending == 0
 
 
+def test_one_peer_that_floods_keeps_nobody_else_out() -> None:
+    stack = TcpStack([B], limits=Limits(pending_of_peer=10, connections_of_peer=20))
+    other = A[:15] + bytes((A[15] ^ 1,))
+    assert len(stack.receive([syn(port) for port in range(1, 31)], 0.0)) == 10
+    assert stack.counters.backlog_full == 20
+    (event,) = stack.receive([build(other + B + bytes((0, 1, 0, 80)), 1, 0, SYN, 1000)], 0.0)
+    assert isinstance(event, Incoming)
+    for connection in stack.connections:
+        connection.abort()
+    assert (stack.pending, stack.connections, stack._shared.pending_of, stack._shared.connections_of) == (0, [], {}, {})
+
+
+def test_established_connections_of_one_peer_are_bounded() -> None:
+    stack = TcpStack([B], limits=Limits(pending_of_peer=10, connections_of_peer=20))
+    for port in range(1, 31):
+        for event in stack.receive([syn(port)], 0.0):
+            assert isinstance(event, Incoming)
+            event.connection.accept()
+            (answer,) = stack.packets_to_send(0.0)
+            seq, ack = seq_of(answer) + 1, 101
+            flow = event.connection.key
+            stack.receive([build(flow, ack, seq, ACK, 1000)], 0.0)
+    assert (len(stack.connections), stack.pending, stack.counters.backlog_full) == (20, 0, 10)
+
+
 def test_syn_answers_are_repeated_and_then_given_up() -> None:
     stack = TcpStack([B])
     (event,) = stack.receive([syn()], 0.0)
