@@ -22,7 +22,7 @@ from agent.api.proto import tailnet_pb2 as pb
 from agent.api.tailnet import TAILSCALE_PREFIX, address, write_key
 from agent.backoff import Backoff
 from agent.clock import Clock, deadline, wait_for
-from agent.protocol.tcp import ConnectionRefusedTcpError, TcpError
+from agent.protocol.tcp import ConnectionRefusedTcpError, Limits, TcpError
 from agent.server.coordinator import Connection, Coordinator
 from agent.server.derp_map import TOPIC, DerpMaps
 from agent.server.events import Events
@@ -44,6 +44,8 @@ the next one follows 5 s later; but agents need not say it to us."""
 REACH_LIMIT: Final = 5.0
 """Seconds after which asking an agent's network begins anew, in quick steps: the agent may be another process now."""
 MAX_AGENTS: Final = 16_384
+BUFFER: Final = 1024 * 1024
+"""Bytes of each direction of a stream. Browsers that take nothing may fill as many as they open."""
 MAX_DIALS: Final = 1024
 """Dials that wait at the same time."""
 
@@ -229,6 +231,7 @@ class _Node:
             clock,
             options=DialOptions(force_websockets=derp_maps.options.force_websockets),
             direct=not derp_maps.options.disable_direct,
+            limits=Limits(receive_buffer=BUFFER, send_buffer=BUFFER),
         )
         self.peers = Peers(self.tailnet, clock)
         self._agents: dict[UUID, _Agent] = {}
@@ -259,6 +262,8 @@ class _Node:
     async def known(self, agent: _Agent) -> None:
         """Until both nodes know each other, or the agent's does not say."""
         await self._told.wait()
+        if self._key(agent) is None:
+            agent.known.clear()  # it was lost for so long that it was forgotten
         await agent.known.wait()
         if not agent.ready.is_set():
             try:
@@ -299,7 +304,7 @@ class _Node:
         if self.tailnet.node is None:
             return "the server has no connection to a relay"
         if not agent.known.is_set():
-            return "the agent is not connected"
+            return "the agent is not connected to this server"
         return "the agent does not answer"
 
     async def _forget_idle(self) -> None:

@@ -143,7 +143,10 @@ async def test_a_dial_waits_for_an_agent_that_is_about_to_come(tmp_path: Path) -
     async with reached(tmp_path) as running:
         created = await running.deployment.create_agent(json.dumps({"name": "dev"}))
         async with running.dial(created, timeout=0.5) as stream:
-            assert "dial workspace agent: the agent is not connected (waited 0.5 s)" in await stream.refusal()
+            assert (
+                "dial workspace agent: the agent is not connected to this server (waited 0.5 s)"
+                in await stream.refusal()
+            )
         async with running.dial(created) as stream:
             await asyncio.sleep(0.5)
             async with host(running, created) as node, node.connected():
@@ -207,3 +210,32 @@ async def test_agents_that_are_not_there_do_not_hold_up_the_others(tmp_path: Pat
         for task in missing:
             task.cancel()
         await asyncio.gather(*missing, return_exceptions=True)
+
+
+async def test_the_server_reaches_what_listens_in_a_workspace(tmp_path: Path) -> None:
+    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            writer.write(data)
+            await writer.drain()
+        writer.close()
+
+    listener = await asyncio.start_server(echo, "127.0.0.1", 0)
+    port = listener.sockets[0].getsockname()[1]
+    async with reached(tmp_path) as running, listener:
+        created = await running.deployment.create_agent(json.dumps({"name": "dev"}))
+        agent = running.deployment.agent(created)
+        await agent.start()
+        async with running.dial(created, port) as stream:
+            await stream.connected()
+            await stream.turn(os.urandom(500_000))
+            await agent.kill()
+            await agent.start()
+            async with running.dial(created, port) as other:
+                await other.connected()
+                await other.turn(b"the agent is another process now")
+            assert "left the network" in await stream.refusal()
+        await running.deployment.server.kill()
+        await running.deployment.start_server()
+        async with running.dial(created, port) as stream:
+            await stream.connected()
+            await stream.turn(b"the server, too")

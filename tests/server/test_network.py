@@ -22,7 +22,7 @@ from agent.server.events import Events
 from agent.server.network import AgentNetwork, AgentPath, AgentUnreachableError, PortRefusedError
 from agent.tailnet.derp_dial import DialOptions
 from agent.tailnet.derp_map import NO_STUN, DerpMap
-from agent.tailnet.peers import Peers, describe
+from agent.tailnet.peers import LOST_AFTER, Peers, describe
 from agent.tailnet.streams import TailnetStream
 from agent.tailnet.tailnet import NodeState, Tailnet
 from agent.testing import ManualClock, settle
@@ -80,9 +80,7 @@ class Agent:
         self.node.start()
 
     def connect(self) -> None:
-        self.connection = self._world.coordinator.connect(
-            self.id, lambda: asyncio.get_running_loop().call_soon(self._take)
-        )
+        self.connection = self._world.coordinator.connect(self.id, self._wake)
         self.say(describe(self.node, self.id, NodeState(RELAY_REGION), self._world.clock))
         self._take()
 
@@ -99,6 +97,9 @@ class Agent:
         self._world.relay.pop(self.node.node_key, None)
         self.node.relay = {}
         await self.node.aclose()
+
+    def _wake(self) -> None:
+        asyncio.get_running_loop().call_soon(self._take)
 
     def _take(self) -> None:
         while (response := self.connection.take()) is not None:
@@ -230,7 +231,7 @@ async def test_the_agent_may_come_while_somebody_waits_for_it(world: World, cloc
 
 async def test_why_an_agent_is_not_reached(world: World) -> None:
     with pytest.raises(
-        AgentUnreachableError, match=r"^dial workspace agent: the agent is not connected \(waited 2 s\)$"
+        AgentUnreachableError, match=r"^dial workspace agent: the agent is not connected to this server \(waited 2 s\)$"
     ):
         await world.dial(uuid4(), timeout=2)
     agent = world.connected()
@@ -290,6 +291,19 @@ async def test_an_agent_that_nobody_uses_is_let_go(world: World, clock: ManualCl
     await world.turn(kept)
     assert Update.DISCONNECTED not in other.kinds
     await world.turn(await world.dial(agent.id))
+
+
+async def test_an_agent_that_is_lost_for_long_is_forgotten_and_may_come_back(world: World, clock: ManualClock) -> None:
+    agent = world.connected()
+    with world.network.hold(agent.id):
+        await world.dial(agent.id)
+        await agent.vanish()
+        world.coordinator.lose(agent.connection)
+        await clock.advance(LOST_AFTER + 60)
+        with pytest.raises(AgentUnreachableError, match="not connected to this server"):
+            await world.dial(agent.id, timeout=2)
+        world.connected(agent.id)
+        await world.turn(await world.dial(agent.id))
 
 
 async def test_who_holds_an_agent_keeps_its_tunnel(world: World, clock: ManualClock) -> None:
