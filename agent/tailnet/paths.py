@@ -31,6 +31,8 @@ LEARNED_LIFETIME: Final = 45.0
 MAX_ENDPOINTS: Final = 64
 """Candidates of one peer, and endpoints bound to it; of more than that the oldest go."""
 MAX_OUTSTANDING: Final = 4096
+CALL_BURST, CALL_RATE = 5.0, 1.0
+"""Call-me-maybes that are heard from one peer at once, and a second: each makes this node send to wherever it says."""
 
 
 class Send(NamedTuple):
@@ -73,6 +75,8 @@ class Counters:
     bad_box: int = 0
     blocked: int = 0
     ambiguous: int = 0
+    hasty_call: int = 0
+    """Call-me-maybes of a peer that sends too many of them."""
 
 
 @dataclass(slots=True)
@@ -100,6 +104,8 @@ class _Peer:
         "best",
         "best_latency",
         "bound",
+        "called_at",
+        "calls",
         "candidates",
         "disco_key",
         "full_round_at",
@@ -126,6 +132,17 @@ class _Peer:
         self.last_send = float("-inf")
         self.heartbeat_at = float("inf")
         self.full_round_at = float("-inf")
+        self.calls = CALL_BURST
+        self.called_at = float("-inf")
+
+    def may_call(self, now: float) -> bool:
+        """Count one call-me-maybe."""
+        self.calls = min(CALL_BURST, self.calls + (now - self.called_at) * CALL_RATE)
+        self.called_at = now
+        if self.calls < 1:
+            return False
+        self.calls -= 1
+        return True
 
 
 class Paths:
@@ -150,6 +167,8 @@ class Paths:
         self._bound: dict[Endpoint, bytes] = {}
         self._outstanding: dict[bytes, _Outstanding] = {}
         self._active: dict[bytes, _Peer] = {}
+        self._due = float("inf")
+        """When the first of the active peers is to be looked at, or earlier."""
         self._own: tuple[Endpoint, ...] = ()
         self.counters = Counters()
 
@@ -243,6 +262,7 @@ class Paths:
         if now - peer.last_send > ACTIVE or peer.heartbeat_at == float("inf"):
             peer.heartbeat_at = now + HEARTBEAT
             self._active[node_key] = peer
+            self._due = min(self._due, peer.heartbeat_at)
         peer.last_send = now
         if now < peer.trusted_until:
             return Route(peer.best, 0), []
@@ -271,7 +291,7 @@ class Paths:
 
     def next_timeout(self) -> float | None:
         """When `handle_timeout` is due at the latest; None while no peer is active."""
-        return min((peer.heartbeat_at for peer in self._active.values()), default=None)
+        return self._due if self._active else None
 
     def handle_timeout(self, now: float) -> list[Send]:
         """Heartbeats of active peers, and forgetting of what is old."""
@@ -287,8 +307,10 @@ class Paths:
             self._prune(peer, now)
             if self._direct:
                 out += self._heartbeat(peer, now)
-        for txid, ping in list(self._outstanding.items()):
-            if now - ping.sent_at < PING_INTERVAL:
+        self._due = min((peer.heartbeat_at for peer in self._active.values()), default=float("inf"))
+        while self._outstanding:
+            txid = next(iter(self._outstanding))
+            if now - self._outstanding[txid].sent_at < PING_INTERVAL:
                 break
             del self._outstanding[txid]
         return out
@@ -377,6 +399,9 @@ class Paths:
     def _receive_call(self, call: CallMeMaybe, peer: _Peer, now: float) -> list[Send]:
         if not self._direct:
             self.counters.blocked += 1
+            return []
+        if not peer.may_call(now):
+            self.counters.hasty_call += 1
             return []
         for candidate in peer.candidates.values():
             candidate.called = False

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from agent.protocol import disco, keys
 from agent.protocol.disco import CallMeMaybe, Ping, Pong
 from agent.protocol.ip import Endpoint, mapped
-from agent.tailnet.paths import LEARNED_LIFETIME, Answered, Paths, Route, Send, better
+from agent.tailnet.paths import CALL_BURST, CALL_RATE, HEARTBEAT, LEARNED_LIFETIME, Answered, Paths, Route, Send, better
 
 REGION = 999
 
@@ -214,6 +214,44 @@ def test_arbitrary_bytes_from_a_known_sender_do_nothing(bodies: list[bytes]) -> 
         for endpoint in (None, world.a.endpoint):
             datagram = disco.MAGIC + world.a.paths.public + body
             assert world.b.paths.receive(datagram, world.now, endpoint, REGION, world.a.key).send == []
+
+
+def test_a_peer_that_calls_without_end_makes_nobody_send_without_end() -> None:
+    """Each call-me-maybe may name 64 addresses of a third party."""
+    world = World(publish=False)
+    peer = world.a.paths._peers[world.b.key]
+
+    def call(number: int) -> int:
+        message = CallMeMaybe(tuple(end("198.51.100.2", number * 64 + port + 1) for port in range(64)))
+        sealed = disco.seal(message, world.a.paths.public, peer.key, os.urandom(24))
+        return len(world.b.paths.receive(sealed, world.now, None, REGION, world.a.key).send)
+
+    sent = 0
+    for number in range(900):
+        world.now += 0.01
+        sent += call(number)
+    assert sent <= (CALL_BURST + 9 * CALL_RATE + 1) * 64
+    assert world.b.paths.counters.hasty_call >= 900 - CALL_BURST - 9 * CALL_RATE - 1
+    world.now += 1
+    assert call(901) == 64
+
+
+def test_many_active_peers_are_looked_at_in_time() -> None:
+    paths = Paths(keys.generate(), bytes(32))
+    peers = [number.to_bytes(32, "big") for number in range(100)]
+    disco_keys = [keys.public_key(keys.generate()) for _ in range(3)]
+    for number, peer in enumerate(peers):
+        paths.set_peer(peer, disco_keys[number % 3], REGION, [])
+    assert paths.next_timeout() is None
+    for number, peer in enumerate(peers):
+        paths.route(peer, number / 10)
+        assert paths.next_timeout() == HEARTBEAT
+    for now in (3.0, 5.0, 9.9, 20.0):
+        paths.handle_timeout(now)
+        due = paths.next_timeout()
+        assert due == min(peer.heartbeat_at for peer in paths._active.values()) > now
+    paths.handle_timeout(60.0)
+    assert paths.next_timeout() is None
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.floats(0, 30)), max_size=40))
