@@ -41,10 +41,11 @@ from agent.daemon.shutdown import Stage, StopRequest, all_of, shut_down
 from agent.daemon.signals import handle_signals
 from agent.daemon.terminals import PORT as TERMINAL_PORT
 from agent.daemon.terminals import Terminals
+from agent.daemon.traffic import Traffic
 from agent.daemon.workspace import Workspace
 from agent.identity import CredentialSource, IdentityError, token_source
 from agent.logs import LogService, secret_values
-from agent.monitor import AppHealthChecker, MetadataCollector, NoTraffic, StatsReporter
+from agent.monitor import AppHealthChecker, MetadataCollector, StatsReporter
 from agent.process import home_directory
 from agent.scripts import PhaseResult, ScriptRunner
 from agent.scripts import Stage as ScriptStage
@@ -212,7 +213,7 @@ async def _live(
             after="network",
         ),
         Routine("derp map", network.follow_derp_map, on_failure=OnFailure.RECONNECT, after="network"),
-        Routine("stats", StatsReporter(clock, NoTraffic()).run, after="manifest"),
+        Routine("stats", StatsReporter(clock, Traffic(lambda: network.tailnet)).run, after="manifest"),
         Routine("banners", Banners(clock).run),
     ]
 

@@ -2,6 +2,6 @@
 
 from agent.monitor.app_health import AppHealthChecker
 from agent.monitor.metadata import CommandContext, MetadataCollector
-from agent.monitor.stats import NoTraffic, StatsReporter, StatsSource
+from agent.monitor.stats import NO_LATENCY, StatsReporter, StatsSource
 
-__all__ = ["AppHealthChecker", "CommandContext", "MetadataCollector", "NoTraffic", "StatsReporter", "StatsSource"]
+__all__ = ["NO_LATENCY", "AppHealthChecker", "CommandContext", "MetadataCollector", "StatsReporter", "StatsSource"]

@@ -25,13 +25,6 @@ class StatsSource(Protocol):
         """Counters since the previous call, and the sessions and the latency of now."""
 
 
-class NoTraffic:
-    """An agent without a network of its own: nothing was carried, nobody is there."""
-
-    async def collect(self) -> pb.Stats:
-        return pb.Stats(connection_median_latency_ms=NO_LATENCY)
-
-
 class StatsReporter:
     """Reports what a source counted. Counters of a report that failed are part of the next one, on any connection."""
 

@@ -28,6 +28,7 @@ from agent.protocol.tcp import (
     Writable,
 )
 from agent.protocol.wireguard import Device, Peer
+from agent.tailnet.flows import Flows
 from agent.tailnet.paths import Answered, Paths, Send
 from agent.tailnet.streams import TailnetStream
 
@@ -121,6 +122,7 @@ class Engine:
         self._timer_wake = asyncio.Event()
         self._armed: float | None = None
         self.counters = EngineCounters()
+        self.flows = Flows()
 
     # ---- peers
 
@@ -221,6 +223,7 @@ class Engine:
         segments: list[bytes] = []
         for _, packets in received.packets:
             self.counters.rx_packets += len(packets)
+            self.flows.received(packets)
             for packet in packets:
                 self.counters.rx_bytes += len(packet)
                 if packet[6] == ip.TCP:
@@ -327,6 +330,7 @@ class Engine:
                 break
             self.counters.tx_packets += len(packets)
             self.counters.tx_bytes += sum(map(len, packets))
+            self.flows.sent(packets)
             for peer, datagrams in self.device.send(packets, now, wall):
                 self._transmit(peer, datagrams, now)
         due = self.next_timeout()

@@ -36,6 +36,8 @@ STUN_LIFETIME: Final = 310.0
 HOME_LIMIT: Final = 3.0
 """Seconds that the first word about this node waits for the connection to its home relay."""
 DIAL_LIMIT: Final = 30.0
+MAX_PINGED: Final = 256
+"""Peers whose latency is measured at once."""
 EPHEMERAL: Final = (49_152, 65_536)
 
 Handler = Callable[[TailnetStream], Awaitable[None]]
@@ -271,6 +273,19 @@ class Tailnet:
         key = self._peers.get(address)
         if key is None:
             raise TailnetError(f"{ipaddress.IPv6Address(address)}: no such peer")
+        try:
+            return await self._ping(key, timeout)
+        except TimeoutError as error:
+            raise TailnetError(f"{ipaddress.IPv6Address(address)}: no answer within {timeout:g} s") from error
+
+    async def latencies(self, timeout: float = 5.0) -> list[float]:
+        """Seconds that the peers took to answer a disco ping which something was sent to lately; at most MAX_PINGED
+        are asked, and those that did not answer within `timeout` seconds are left out."""
+        active = self.engine.paths.active(self._clock.now())[:MAX_PINGED]
+        answers = await asyncio.gather(*(self._ping(key, timeout) for key in active), return_exceptions=True)
+        return [answer.latency for answer in answers if isinstance(answer, Answered)]
+
+    async def _ping(self, key: bytes, timeout: float) -> Answered:
         answer: asyncio.Future[Answered] = asyncio.get_running_loop().create_future()
         waiting = self._waiting.setdefault(key, set())
         waiting.add(answer)
@@ -278,8 +293,6 @@ class Tailnet:
             self.engine.ping_paths(key)
             async with deadline(self._clock, timeout):
                 return await answer
-        except TimeoutError as error:
-            raise TailnetError(f"{ipaddress.IPv6Address(address)}: no answer within {timeout:g} s") from error
         finally:
             waiting.discard(answer)
             if not waiting:

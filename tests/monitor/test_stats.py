@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from agent.api.proto import agent_pb2 as pb
-from agent.monitor import NoTraffic, StatsReporter
+from agent.monitor import StatsReporter
 from agent.monitor.stats import merge
 from agent.rpc import ConnectionLostError
 from agent.testing import ManualClock, settle
@@ -16,6 +16,11 @@ def interval(seconds: float) -> pb.UpdateStatsResponse:
     response = pb.UpdateStatsResponse()
     response.report_interval.FromNanoseconds(round(seconds * 1e9))
     return response
+
+
+class NoTraffic:
+    async def collect(self) -> pb.Stats:
+        return pb.Stats(connection_median_latency_ms=-0.001)
 
 
 class Traffic:

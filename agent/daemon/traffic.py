@@ -1,0 +1,50 @@
+"""What the agent's node carried, for the reports of statistics (agent-api.md §11.1, tailnet.md §8.7)."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from agent.api.proto import agent_pb2 as pb
+from agent.monitor import NO_LATENCY
+
+if TYPE_CHECKING:
+    from agent.tailnet.tailnet import Tailnet
+
+PING_LIMIT = 5.0
+"""Seconds that a peer has to answer when latencies are measured."""
+
+
+class Traffic:
+    """The source of a `StatsReporter`. `node` gives the node of now: None before there is one, another one later."""
+
+    def __init__(self, node: Callable[[], Tailnet | None]) -> None:
+        self._node = node
+        self._counted: Tailnet | None = None
+        self._before = (0, 0, 0, 0)
+
+    async def collect(self) -> pb.Stats:
+        """Counters since the previous call, and how long peers that are talked with take to answer."""
+        node = self._node()
+        if node is None:
+            return pb.Stats(connection_median_latency_ms=NO_LATENCY)
+        latencies = await node.latencies(PING_LIMIT)
+        # Nothing waits from here on: who cancels this must not lose what was counted.
+        counters = node.engine.counters
+        now = counters.rx_packets, counters.rx_bytes, counters.tx_packets, counters.tx_bytes
+        before = self._before if node is self._counted else (0, 0, 0, 0)
+        self._counted, self._before = node, now
+        rx_packets, rx_bytes, tx_packets, tx_bytes = (
+            count - counted for count, counted in zip(now, before, strict=True)
+        )
+        flows = node.engine.flows.take()
+        return pb.Stats(
+            connections_by_proto=flows,
+            connection_count=sum(flows.values()),
+            connection_median_latency_ms=statistics.median(latencies) * 1e3 if latencies else NO_LATENCY,
+            rx_packets=rx_packets,
+            rx_bytes=rx_bytes,
+            tx_packets=tx_packets,
+            tx_bytes=tx_bytes,
+        )
