@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
+import struct
 from collections.abc import Callable
 from typing import Final
 
@@ -63,11 +65,19 @@ async def join(stream: TailnetStream, reader: asyncio.StreamReader, writer: asyn
         if not whole:
             # One side broke off, or this was cancelled: nobody must take that for a proper end.
             stream.abort()
-            writer.transport.abort()
+            reset(writer)
         stream.close()
         writer.close()
         with contextlib.suppress(OSError):
             await writer.wait_closed()
+
+
+def reset(writer: asyncio.StreamWriter) -> None:
+    """Cut a local connection off so that the program at its other end notices: by RST, not by a FIN."""
+    if (sock := writer.get_extra_info("socket")) is not None:
+        with contextlib.suppress(OSError):  # it is closed already
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
 
 
 async def _inward(stream: TailnetStream, writer: asyncio.StreamWriter) -> None:

@@ -8,11 +8,11 @@ import re
 import socket
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
-from typing import Final, Literal, Protocol
+from typing import Final, Literal, Protocol, cast
 
 from agent.clock import Clock
 from agent.protocol.ip import MAX_UDP_PAYLOAD, Datagram
-from agent.tailnet.forward import join
+from agent.tailnet.forward import join, reset
 from agent.tailnet.streams import TailnetStream
 from agent.tailnet.tailnet import TailnetError
 
@@ -146,7 +146,7 @@ class PortForwarder:
     async def _open_tcp(self, forward: Forward) -> Forward:
         def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             if len(self._connections) >= MAX_CONNECTIONS:
-                writer.transport.abort()
+                reset(writer)
                 if not self._crowded:
                     self._crowded = True
                     self._told(f"there are {MAX_CONNECTIONS} connections: more are refused until some have ended")
@@ -168,13 +168,13 @@ class PortForwarder:
         try:
             stream = await self._dial(port)
         except TailnetError as error:
-            writer.transport.abort()
+            reset(writer)
             if port not in self._broken:
                 self._broken.add(port)
                 self._told(f"port {port} of the agent: {error}")
             return
         except BaseException:
-            writer.transport.abort()
+            reset(writer)
             raise
         self._broken.discard(port)
         self._crowded = False
@@ -214,8 +214,7 @@ class _UdpForward(asyncio.DatagramProtocol):
         self.sweeper = asyncio.create_task(self._sweep(), name=f"idle senders of {forward}")
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.DatagramTransport)
-        self._transport = transport
+        self._transport = cast(asyncio.DatagramTransport, transport)  # asyncio's own are no subclass of it
 
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
         port = self._ports.get(addr)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -34,7 +34,8 @@ class Deployment:
     """Everything below `directory`; an asynchronous context manager that leaves no process behind.
 
     `port` 0 takes a free one and None the server's usual one (or a free one where that is taken). A server that is
-    started again keeps its address. Without `owner` the server is left without users.
+    started again keeps its address. Without `owner` the server is left without users. `server_options` go with every
+    start of the server.
     """
 
     def __init__(
@@ -44,12 +45,13 @@ class Deployment:
         port: int | None = 0,
         owner: bool = True,
         environment: Mapping[str, str] | None = None,
+        server_options: Sequence[str] = (),
     ) -> None:
         self.directory = directory
         self.environment = {**(os.environ if environment is None else environment), "PYTHONUNBUFFERED": "1"}
         self.url = ""
         self.token = ""
-        self._port, self._owner = port, owner
+        self._port, self._owner, self._server_options = port, owner, server_options
         self._agents: list[Component] = []
         self._http: aiohttp.ClientSession | None = None
         self.server = Component("server", [], directory=directory, environment=self.environment)
@@ -88,7 +90,8 @@ class Deployment:
     async def start_server(self) -> None:
         """Start it, or start it again at the same address, and wait until it listens."""
         port = [] if self._port is None else [f"--port={self._port}"]
-        self.server.arguments = ["server", "--address=127.0.0.1", *port, f"--data-dir={self.directory / 'server'}"]
+        data = f"--data-dir={self.directory / 'server'}"
+        self.server.arguments = ["server", "--address=127.0.0.1", *port, data, *self._server_options]
         await self.server.start()
         self.url = (await self.server.wait_for_output(r"listening on (http://\S+)", SERVER_START))[1]
         self._port = int(self.url.rpartition(":")[2])
