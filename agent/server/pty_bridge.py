@@ -60,7 +60,7 @@ class Bridge:
         self._pace = Pace() if acknowledge else None
         self._room = asyncio.Event()
         self._input: deque[bytes] = deque()
-        self._waiting = 0
+        self._waiting = self._taken = 0
         self._has_input = asyncio.Event()
         self._taken_up = asyncio.Event()
 
@@ -69,7 +69,9 @@ class Bridge:
         listening = asyncio.create_task(self._listen(), name="terminal: client")
         typing = asyncio.create_task(self._type(), name="terminal: input")
         showing = asyncio.create_task(self._show(), name="terminal: output")
-        tasks = (listening, typing, showing)
+        tasks = [listening, typing, showing]
+        if self._pace is not None:
+            tasks.append(asyncio.create_task(self._report(), name="terminal: what was taken"))
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             return next(task.result() for task in tasks if task.done())
@@ -122,7 +124,6 @@ class Bridge:
 
     async def _type(self) -> Close:
         """Give the input to the agent."""
-        taken = 0
         try:
             while True:
                 while not self._input:
@@ -130,13 +131,24 @@ class Bridge:
                     await self._has_input.wait()
                 data = self._input.popleft()
                 await self._stream.write(data)
-                taken += len(data)
+                self._taken += len(data)
                 self._waiting -= len(data)
                 self._taken_up.set()
-                if self._pace is not None and not self._input:
-                    # What the agent's network has acknowledged survives the loss of this connection.
-                    await self._stream.drained()
-                    await self._say(f'{{"taken": {taken}}}')
+        except TcpError as error:
+            return _broken(error)
+
+    async def _report(self) -> Close:
+        """Tell the client what the agent has got: that survives the loss of this connection. On its own, so that no
+        key waits for the acknowledgement of the one before."""
+        told = 0
+        try:
+            while True:
+                while (taken := self._taken) == told:
+                    self._taken_up.clear()
+                    await self._taken_up.wait()
+                await self._stream.drained()
+                await self._say(f'{{"taken": {taken}}}')
+                told = taken
         except TcpError as error:
             return _broken(error)
 

@@ -74,6 +74,7 @@ class TailnetStream:
         while self._connection.unsent and not self._ended:
             self._check_writable()
             self._writable.clear()
+            self._connection.await_drained()
             await self._writable.wait()
 
     def shutdown_write(self) -> None:

@@ -151,6 +151,10 @@ class Connection(Endpoints):
         """Bytes that were written and that the peer has not acknowledged."""
         return self._shared.limits.send_buffer - self._sender.free
 
+    def await_drained(self) -> None:
+        """Let `Writable` tell when `unsent` has become 0."""
+        self._sender.await_drained()
+
     @property
     def _own_scale(self) -> int:
         """The scale with which the whole buffer can be announced, and no more: small windows stay exact."""

@@ -34,6 +34,7 @@ class Sender:
 
     __slots__ = (
         "_acked",
+        "_awaited",
         "_backoff",
         "_blocked",
         "_board",
@@ -91,6 +92,7 @@ class Sender:
         self._full_head, self._full_sum = head_of(flow, mss + 20)
         self._buffer = SendBuffer()
         self._blocked = False
+        self._awaited = False
         self.una = 1
         """The first position that is not acknowledged."""
         self.nxt = 1
@@ -161,8 +163,16 @@ class Sender:
             self._buffer.write(data, size)
         return size
 
+    def await_drained(self) -> None:
+        """`take_writable` is to tell when the peer has acknowledged everything."""
+        self._awaited = True
+
     def take_writable(self) -> bool:
-        """Whether a write that found no room may be tried again; True once."""
+        """Whether a write that found no room may be tried again, or everything that was awaited is acknowledged; True
+        once."""
+        if self._awaited and self.free >= self._limits.send_buffer:
+            self._awaited = self._blocked = False
+            return True
         if self._blocked and self.free >= self._limits.send_buffer // 8:
             self._blocked = False
             return True

@@ -576,3 +576,19 @@ def test_many_short_connections_leave_nothing_behind() -> None:
         assert not stack._shared.ready
         assert not stack._shared.table
         assert not stack._shared.events
+
+
+def test_whoever_awaits_it_is_told_once_when_all_is_acknowledged() -> None:
+    net = Network(steady(0.01), steady(0.01))
+    a, _ = net.establish()
+    assert a.write(b"x" * 5000) == 5000
+    a.await_drained()
+    net.flush()
+    assert not net.a.events.count(Writable(a))
+    net.run(seconds=5)
+    assert a.unsent == 0
+    assert net.a.events.count(Writable(a)) == 1
+    a.write(b"again")
+    net.flush()
+    net.run(seconds=5)
+    assert net.a.events.count(Writable(a)) == 1
