@@ -6,6 +6,8 @@ import asyncio
 
 from agent.protocol.tcp import ConnectionClosedTcpError, ConnectionResetTcpError, TcpError
 
+PEER = (bytes.fromhex("fd7a115ca1e0") + bytes(9) + b"\x02", 40000)
+
 
 class MemoryStream:
     """One end of a pair. What the other end sends waits here, at most `capacity` bytes; then its writing waits."""
@@ -20,6 +22,11 @@ class MemoryStream:
         self._shut = False
         self._error: TcpError | None = None
         self._changed = asyncio.Event()
+
+    @property
+    def peer(self) -> tuple[bytes, int]:
+        """A made-up address and port of the other end."""
+        return PEER
 
     @property
     def peer_stream(self) -> MemoryStream:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-_HTML: Final = str.maketrans(
-    {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029", "\x7f": "\x7f"}
-)
+_HTML: Final = str.maketrans({mark: f"\\u{ord(mark):04x}" for mark in "<>&\u2028\u2029"})
+_NO_TEXT: Final = re.compile("[\ud800-\udfff]")
 
 
 def to_json(value: object) -> bytes:
     """One line of JSON, safe inside HTML. What is no valid text (a file name, say) is written with U+FFFD."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     # `<`, `>` and `&` occur only inside strings, so that they may be escaped in the finished text.
-    return (text.translate(_HTML) + "\n").encode("utf-8", "replace")
+    return (_NO_TEXT.sub("\ufffd", text.translate(_HTML)) + "\n").encode()
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,24 +9,25 @@ import logging
 from typing import TYPE_CHECKING, Final, Protocol
 
 from agent.clock import Clock
-from agent.tailnet.transport import ByteStream, StreamTransport
 from agent.workspace_api.deadline import RequestDeadline
 from agent.workspace_api.views import Views
 
 if TYPE_CHECKING:
     from aiohttp import web
 
+    from agent.tailnet.transport import ByteStream
+
+    class Stream(ByteStream, Protocol):
+        """A connection that knows its peer: `agent.tailnet.streams.TailnetStream`."""
+
+        @property
+        def peer(self) -> tuple[bytes, int]: ...
+
+
 logger = logging.getLogger("agent.workspace_api")
 
 PORT: Final = 4
 MAX_CONNECTIONS: Final = 256
-
-
-class Stream(ByteStream, Protocol):
-    """A connection that knows its peer: `agent.tailnet.streams.TailnetStream`."""
-
-    @property
-    def peer(self) -> tuple[bytes, int]: ...
 
 
 class WorkspaceApi:
@@ -70,6 +71,8 @@ class WorkspaceApi:
         return runner
 
     async def _converse(self, runner: web.AppRunner, stream: Stream) -> None:
+        from agent.tailnet.transport import StreamTransport
+
         assert runner.server is not None
         address, port = stream.peer
         deadline = RequestDeadline(self._clock)
