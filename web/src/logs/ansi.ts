@@ -6,8 +6,7 @@ export interface Span {
   classes: string;
 }
 
-// eslint-disable-next-line no-control-regex
-const SEQUENCE = /\x1b(?:\[([0-9;:]*)([@-~])|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[()][0-9A-Za-z]|.)/g;
+const SEQUENCE = /\x1b(?:\[([0-?]*)[ -/]*([@-~]|$)|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[()][0-9A-Za-z]?|.)?/g;
 
 export function spans(line: string): Span[] {
   if (!line.includes("\x1b")) return [{ text: line, classes: "" }];
