@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -129,6 +130,19 @@ class Node:
     async def ping(self, to: str, kind: str = "disco") -> dict[str, Any]:
         """`seconds`, and for "disco" also `endpoint` or `region`; the other kind is "TSMP"."""
         return await self.ask("ping", to=to, kind=kind)
+
+    async def reach(self, to: str, within: float = 10.0) -> float:
+        """Seconds until the peer's network answers; asked again and again, as clients do (tailnet.md §1.3)."""
+        began = time.monotonic()
+        async with asyncio.timeout(within):
+            while True:
+                try:
+                    async with asyncio.timeout(0.5):
+                        await self.ping(to, "TSMP")
+                except (TimeoutError, NodeError):
+                    await asyncio.sleep(0.05)
+                else:
+                    return time.monotonic() - began
 
     async def ask(self, do: str, **fields: Any) -> dict[str, Any]:
         """One request as control.go lists them."""

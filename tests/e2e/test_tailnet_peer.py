@@ -62,7 +62,7 @@ async def joined(dialer: Node, target: Node, relays: DerpMap, *, direct: bool = 
         await target.set_peers(dialer.as_peer(endpoints=direct))
         await dialer.set_peers(target.as_peer(endpoints=direct, keep_alive=True))
         to = target.addresses[0]
-        await dialer.ping(to, "TSMP")
+        await dialer.reach(to)
         if direct:
             await until_direct(dialer, to)
         yield to
@@ -197,7 +197,7 @@ async def pair(program: Path, *, direct: bool) -> AsyncIterator[Pair]:
         node.update_derp_map(here.derp_map)
         await client.set_map(here.derp_map)
         await made.introduce(direct=direct)
-        await client.ping(made.to, "TSMP")
+        await client.reach(made.to)
         if direct:
             await until_direct(client, made.to)
         yield made
@@ -259,16 +259,7 @@ async def test_udp_dies_and_comes_back(peer_program: Path) -> None:
         steady = asyncio.create_task(made.client.echo(made.to, count=200, pause=0.02))
         await asyncio.sleep(0.5)
         made.road.open = False
-        broken = time.monotonic()
-        async with asyncio.timeout(20):
-            while True:
-                try:
-                    async with asyncio.timeout(0.5):
-                        await made.client.ping(made.to, "TSMP")
-                    break
-                except TimeoutError:
-                    continue
-        assert time.monotonic() - broken < FALLBACK + 0.6
+        assert await made.client.reach(made.to, 20) < FALLBACK + 0.6
         assert "region" in await made.client.ping(made.to)
         made.road.open = True
         assert await until_direct(made.client, made.to) < 10
@@ -307,10 +298,10 @@ async def test_their_client_finds_our_agent_through_the_server(
                 host = Host(deployed, created, direct=direct)
                 try:
                     async with host.connected():
-                        await answered(client, to, within=4)
+                        await client.reach(to, 4)
                         await client.echo(to, size=100_000, count=10)
                         for other in others:
-                            await answered(client, other, within=1)
+                            await client.reach(other, 1)
                         if direct:
                             await until_direct(client, to)
                         # Another client, which is the first one after a restart, is known at once.
@@ -318,7 +309,7 @@ async def test_their_client_finds_our_agent_through_the_server(
                             theirs(peer_program, *options) as second,
                             foreign_client(second, deployed.url, deployed.token, agent),
                         ):
-                            await answered(second, to, within=4)
+                            await second.reach(to, 4)
                             await second.echo(to, count=10)
                         await host.coordinator.leave()
                 finally:
@@ -346,18 +337,6 @@ async def test_our_client_finds_their_agent_through_the_server(
                         async with asyncio.timeout(10):
                             while (await client.ping(5)).endpoint is None:
                                 await asyncio.sleep(0.1)
-
-
-async def answered(node: Node, to: str, *, within: float) -> None:
-    """The node is reachable within that many seconds, as clients find out: they ask again and again."""
-    async with asyncio.timeout(within):
-        while True:
-            try:
-                async with asyncio.timeout(0.5):
-                    await node.ping(to, "TSMP")
-                return
-            except (TimeoutError, NodeError):
-                await asyncio.sleep(0.05)
 
 
 async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
