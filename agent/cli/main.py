@@ -19,6 +19,7 @@ COMMANDS = {
     "login": "Log in at a server.",
     "agents": "Show, create and delete agents.",
     "logs": "Show the logs of an agent.",
+    "netcheck": "Tell how this machine would reach agents.",
     "ping": "Measure how long an agent takes to answer, and on which way.",
     "port-forward": "Make ports of an agent reachable at this machine.",
     "speedtest": "Measure how much gets through to an agent.",

@@ -82,7 +82,7 @@ async def _one(connection: AgentConnection, timeout: float, stopped: asyncio.Eve
 
 
 def _told(connection: AgentConnection, answered: Answered) -> dict[str, Any]:
-    from agent.tailnet.tailnet import endpoint_text
+    from agent.protocol.ip import endpoint_text
 
     result: dict[str, Any] = {"latency_ms": round(answered.latency * 1000, 3)}
     if answered.endpoint is not None:

@@ -6,6 +6,7 @@ the header rules and the checksum from here.
 
 from __future__ import annotations
 
+import ipaddress
 import struct
 from typing import Final, NamedTuple
 
@@ -43,6 +44,12 @@ def mapped(address: bytes) -> bytes:
 def unmapped(address: bytes) -> bytes:
     """The 4 bytes of an IPv4 address in the 16-byte form; any other address as it is."""
     return address[12:] if address.startswith(_IPV4_MAPPED) else address
+
+
+def endpoint_text(endpoint: Endpoint) -> str:
+    """`ip:port` or `[v6]:port`."""
+    address = ipaddress.ip_address(unmapped(endpoint[0]))
+    return f"[{address}]:{endpoint[1]}" if address.version == 6 else f"{address}:{endpoint[1]}"
 
 
 def is_packet(packet: Buffer) -> bool:

@@ -22,6 +22,7 @@ from agent.api.proto import tailnet_pb2 as pb
 from agent.api.tailnet import TAILSCALE_PREFIX, address, write_key
 from agent.backoff import Backoff
 from agent.clock import Clock, deadline, wait_for
+from agent.protocol.ip import endpoint_text
 from agent.protocol.tcp import ConnectionRefusedTcpError, Limits, TcpError
 from agent.server.coordinator import Connection, Coordinator
 from agent.server.derp_map import TOPIC, DerpMaps
@@ -31,7 +32,7 @@ from agent.tailnet.derp_dial import DialOptions
 from agent.tailnet.derp_map import NO_STUN, DerpMap
 from agent.tailnet.peers import Peers, describe
 from agent.tailnet.streams import TailnetStream
-from agent.tailnet.tailnet import Tailnet, TailnetError, endpoint_text
+from agent.tailnet.tailnet import Tailnet, TailnetError
 
 IDLE: Final = 1800.0
 """Seconds without use after which an agent's tunnel is closed …"""

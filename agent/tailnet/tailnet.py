@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
-import os
 import random
 import socket
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
@@ -14,7 +13,7 @@ from typing import Final
 
 from agent.clock import Clock, deadline
 from agent.protocol import keys, stun
-from agent.protocol.ip import Datagram, Endpoint, build_udp, unmapped
+from agent.protocol.ip import Datagram, Endpoint, build_udp, endpoint_text, unmapped
 from agent.protocol.tcp import Connection, Limits, TcpError
 from agent.tailnet.derp_dial import DialOptions
 from agent.tailnet.derp_map import DerpMap
@@ -22,6 +21,7 @@ from agent.tailnet.engine import Engine, UnansweredError
 from agent.tailnet.forward import UdpForwarder, forward_tcp
 from agent.tailnet.home import HomeChooser
 from agent.tailnet.netcheck import LatencyProbe, by_region, local_addresses, stun_endpoints
+from agent.tailnet.netinfo import NetInfo, StunRound, summarise
 from agent.tailnet.paths import Answered
 from agent.tailnet.relays import Relays
 from agent.tailnet.streams import TailnetStream
@@ -95,7 +95,8 @@ class Tailnet:
         self._sockets: dict[socket.AddressFamily, UdpSocket] = {}
         self._local: list[bytes] = []
         self._seen: dict[Endpoint, float] = {}
-        self._stun_pending: dict[bytes, float] = {}
+        self._stun = StunRound()
+        self._checked: StunRound | None = None
         self._listeners: dict[int, Handler] = {}
         self._peers: dict[bytes, bytes] = {}
         self._waiting: dict[bytes, set[asyncio.Future[Answered]]] = {}
@@ -153,6 +154,12 @@ class Tailnet:
         while self._node is None or self._node == known:
             await self._node_changed.wait()
         return self._node
+
+    def net_info(self) -> NetInfo | None:
+        """What the last network check found out; None before the first."""
+        if self._checked is None:
+            return None
+        return summarise(self.relays.home, self._latencies, self._checked, ipv6_socket=socket.AF_INET6 in self._sockets)
 
     def _refresh_node(self, *, unconnected: bool = False) -> None:
         home = self.relays.home
@@ -282,8 +289,14 @@ class Tailnet:
         """Seconds that the peers took to answer a disco ping which something was sent to lately; at most MAX_PINGED
         are asked, and those that did not answer within `timeout` seconds are left out."""
         active = self.engine.paths.active(self._clock.now())[:MAX_PINGED]
-        answers = await asyncio.gather(*(self._ping(key, timeout) for key in active), return_exceptions=True)
-        return [answer.latency for answer in answers if isinstance(answer, Answered)]
+        found = await asyncio.gather(*(self._latency(key, timeout) for key in active))
+        return [latency for latency in found if latency is not None]
+
+    async def _latency(self, key: bytes, timeout: float) -> float | None:
+        try:
+            return (await self._ping(key, timeout)).latency
+        except (TimeoutError, TailnetError):  # it does not answer, or the node is being closed
+            return None
 
     async def _ping(self, key: bytes, timeout: float) -> Answered:
         answer: asyncio.Future[Answered] = asyncio.get_running_loop().create_future()
@@ -362,7 +375,7 @@ class Tailnet:
             self._udp_forwarder.take(datagram)
 
     def stun(self, response: stun.Response) -> None:
-        if self._stun_pending.pop(response.txid, None) is not None:
+        if self._stun.take(response):
             self._seen[response.endpoint] = self._clock.now()
             self._refresh_node()
 
@@ -410,6 +423,7 @@ class Tailnet:
 
     async def _check(self) -> None:
         """One network check (§5.10): STUN is sent and not waited for, then the relays are measured."""
+        self._stun = StunRound()
         if self.engine.paths.direct:
             self._local = await asyncio.to_thread(local_addresses)
             await self._send_stun()
@@ -418,18 +432,15 @@ class Tailnet:
         home = self._chooser.home(self._map, by_region(self._latencies), self.relays.home, now)
         self.relays.set_home(home)
         await self.relays.home_connected(HOME_LIMIT)
+        self._checked = self._stun
         self._refresh_node(unconnected=True)
 
     async def _send_stun(self) -> None:
-        now = self._clock.now()
-        self._stun_pending = {txid: sent for txid, sent in self._stun_pending.items() if now - sent < 5}
         for region in self._map.regions.values():
             for node in region.nodes:
                 for family, endpoint in await stun_endpoints(node):
                     if (sock := self._sockets.get(family)) is not None:
-                        txid = os.urandom(stun.TXID_SIZE)
-                        self._stun_pending[txid] = now
-                        sock.send(endpoint, (stun.request(txid),))
+                        sock.send(endpoint, (self._stun.ask(endpoint),))
 
     def _spawn(self, body: Coroutine[None, None, None], name: str) -> None:
         task = asyncio.create_task(body, name=name)
@@ -440,9 +451,3 @@ class Tailnet:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("a part of the tailnet ended: %s", task.get_name(), exc_info=error)
-
-
-def endpoint_text(endpoint: Endpoint) -> str:
-    """`ip:port` or `[v6]:port`."""
-    address = ipaddress.ip_address(unmapped(endpoint[0]))
-    return f"[{address}]:{endpoint[1]}" if address.version == 6 else f"{address}:{endpoint[1]}"

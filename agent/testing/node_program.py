@@ -16,11 +16,11 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from agent.clock import SystemClock
-from agent.protocol.ip import Endpoint, mapped
+from agent.protocol.ip import Endpoint, endpoint_text, mapped
 from agent.tailnet import derp_map
 from agent.tailnet.derp_dial import DialOptions
 from agent.tailnet.streams import TailnetStream
-from agent.tailnet.tailnet import NodeState, Tailnet, TailnetError, endpoint_text
+from agent.tailnet.tailnet import NodeState, Tailnet, TailnetError
 from agent.testing import traffic
 
 MAX_LINE: Final = 1 << 20
