@@ -35,7 +35,7 @@ class Deployment:
 
     `port` 0 takes a free one and None the server's usual one (or a free one where that is taken). A server that is
     started again keeps its address. Without `owner` the server is left without users. `server_options` go with every
-    start of the server.
+    start of the server, and may be others for the next one.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Deployment:
         self.environment = {**(os.environ if environment is None else environment), "PYTHONUNBUFFERED": "1"}
         self.url = ""
         self.token = ""
-        self._port, self._owner, self._server_options = port, owner, server_options
+        self._port, self._owner, self.server_options = port, owner, server_options
         self._agents: list[Component] = []
         self._http: aiohttp.ClientSession | None = None
         self.server = Component("server", [], directory=directory, environment=self.environment)
@@ -91,7 +91,7 @@ class Deployment:
         """Start it, or start it again at the same address, and wait until it listens."""
         port = [] if self._port is None else [f"--port={self._port}"]
         data = f"--data-dir={self.directory / 'server'}"
-        self.server.arguments = ["server", "--address=127.0.0.1", *port, data, *self._server_options]
+        self.server.arguments = ["server", "--address=127.0.0.1", *port, data, *self.server_options]
         await self.server.start()
         self.url = (await self.server.wait_for_output(r"listening on (http://\S+)", SERVER_START))[1]
         self._port = int(self.url.rpartition(":")[2])
