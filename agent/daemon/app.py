@@ -6,7 +6,7 @@ import asyncio
 import os
 import sys
 import threading
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from pathlib import Path
 from uuid import UUID
 
@@ -18,6 +18,8 @@ from agent.control import ControlHttp, ControlPlane, HeaderError, run_header_com
 from agent.daemon.config import AgentConfig
 from agent.daemon.connection import InShutdown, OnFailure, Routine
 from agent.daemon.environment import CommandEnvironment, executable_path
+from agent.daemon.http_api import PORT as HTTP_API_PORT
+from agent.daemon.http_api import HttpApi
 from agent.daemon.journal import Journal
 from agent.daemon.lifecycle import State
 from agent.daemon.logfile import (
@@ -115,7 +117,7 @@ async def _run(config: AgentConfig, output: LogOutput) -> None:
             try:
                 plane = ControlPlane(http, _Unwritten(credentials, output), clock)
                 network = Network(URL(config.url), clock, headers=headers, port=config.tailnet_listen_port)
-                await _live(config, plane, network, executable, request, clock)
+                await _live(config, plane, network, executable, request, output.clean, clock)
             finally:
                 await http.aclose()
     get_logger("agent").info("stopped")
@@ -141,7 +143,13 @@ async def _headers(
 
 
 async def _live(
-    config: AgentConfig, plane: ControlPlane, network: Network, executable: str, request: StopRequest, clock: Clock
+    config: AgentConfig,
+    plane: ControlPlane,
+    network: Network,
+    executable: str,
+    request: StopRequest,
+    redact: Callable[[str], str],
+    clock: Clock,
 ) -> None:
     # Programs in the workspace find the server by it, also where the agent was told by a flag.
     environment = {**os.environ, "CODER_AGENT_URL": config.url}
@@ -192,6 +200,15 @@ async def _live(
         home=home_directory(environment),
         clock=clock,
     )
+    http_api = HttpApi(
+        config,
+        clock,
+        home=home_directory(environment),
+        manifest=lambda: workspace.manifest,
+        node=lambda: network.tailnet,
+        redact=redact,
+    )
+    network.serve(HTTP_API_PORT, http_api.serve)
     manifest = ManifestRoutine(
         version=VERSION, subsystems=config.subsystems, process=environment, publish=workspace.publish
     )
@@ -253,6 +270,7 @@ async def _live(
         await asyncio.wait({connecting})
         try:
             await network.aclose()
+            await http_api.aclose()
         finally:
             await workspace.aclose()
 

@@ -285,9 +285,10 @@ class LogOutput:
     def _write(self) -> None:
         while (record := self._queue.get()) is not None:
             for sink in self._sinks:
-                sink.write(record, self._clean)
+                sink.write(record, self.clean)
 
-    def _clean(self, text: str) -> str:
+    def clean(self, text: str) -> str:
+        """The text with every value that must not be written blanked out."""
         for secret in self._secrets:
             text = text.replace(secret, REDACTED)
         return text

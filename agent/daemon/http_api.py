@@ -1,0 +1,182 @@
+"""What the HTTP API of the agent's node shows, and where it comes from (terminal-ssh-http.md §4).
+
+Everything is made when somebody first connects: many agents are never asked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import logging
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from agent.api.manifest import Manifest
+from agent.clock import Clock
+from agent.daemon.config import AgentConfig
+
+if TYPE_CHECKING:
+    from agent.ports import ListeningPort, PortService
+    from agent.tailnet.streams import TailnetStream
+    from agent.tailnet.tailnet import Tailnet
+    from agent.workspace_api import Metric, WorkspaceApi
+
+PORT = 4
+"""Where the tailnet has this service."""
+
+
+class HttpApi:
+    """`manifest` and `node` give those of now, None before there is one; `redact` blanks out known secrets."""
+
+    def __init__(
+        self,
+        config: AgentConfig,
+        clock: Clock,
+        *,
+        home: str,
+        manifest: Callable[[], Manifest | None],
+        node: Callable[[], Tailnet | None],
+        redact: Callable[[str], str],
+    ) -> None:
+        self._config = config
+        self._clock = clock
+        self._home = home
+        self._manifest = manifest
+        self._node = node
+        self._redact = redact
+        self._making: asyncio.Task[WorkspaceApi] | None = None
+
+    async def serve(self, stream: TailnetStream) -> None:
+        """One connection to port 4."""
+        if self._making is None:
+            self._making = asyncio.create_task(self._make(), name="HTTP API")
+        api = await asyncio.shield(self._making)
+        await api.serve(stream)
+
+    async def aclose(self) -> None:
+        """Stop, once the node is closed. Idempotent."""
+        if self._making is not None:
+            making, self._making = self._making, None
+            api = await making
+            await api.aclose()
+
+    async def _make(self) -> WorkspaceApi:
+        for name in ("agent.ports", "agent.workspace_api"):
+            await asyncio.to_thread(importlib.import_module, name)
+        from agent.ports import PortService, Scanner
+        from agent.workspace_api import Views, WorkspaceApi
+
+        # Not listed: what the agent itself listens on, and where its helpers are configured to listen.
+        ports = PortService(Scanner(own_pid=os.getpid()).scan, self._clock, hidden=helper_ports(self._config))
+        views = Views(
+            ports=lambda: _listed(ports),
+            manifest=self._manifest,
+            log_dir=self._config.log_dir,
+            home=self._home,
+            net_info=lambda: net_info(self._node()),
+            node=lambda: node_rows(self._node(), self._clock),
+            metrics=lambda: node_metrics(self._node()),
+            set_network_debug=_set_network_debug,
+            redact=self._redact,
+        )
+        return WorkspaceApi(views, self._clock)
+
+
+async def _listed(ports: PortService) -> Sequence[ListeningPort]:
+    from agent.ports import ScanError
+    from agent.workspace_api import PortScanError
+
+    try:
+        return await ports.ports()
+    except ScanError as error:
+        raise PortScanError(str(error)) from error
+
+
+def helper_ports(config: AgentConfig) -> frozenset[int]:
+    """Ports of the profiling, metrics and debug servers' addresses; an address without one hides nothing."""
+    ports = set()
+    for address in (config.pprof_address, config.prometheus_address, config.debug_address):
+        try:
+            port = urlsplit(address if "://" in address else f"http://{address}").port
+        except ValueError:
+            continue  # no address at all; whoever is to listen there says so
+        if port:
+            ports.add(port)
+    return frozenset(ports)
+
+
+def net_info(node: Tailnet | None) -> Mapping[str, Any] | None:
+    """What the node found out about its network, with Go's names (terminal-ssh-http.md §4.3); None: nothing yet.
+
+    Null is what it does not look for.
+    """
+    if node is None or (state := node.node) is None:
+        return None
+    unknown = dict.fromkeys(("MappingVariesByDestIP", "HairPinning"))
+    found: dict[str, Any] = {
+        **unknown,
+        "WorkingIPv6": any(key.endswith("-v6") for key in state.latencies),
+        "OSHasIPv6": any(endpoint.startswith("[") for endpoint in state.endpoints),
+        "WorkingUDP": None,
+        "WorkingICMPv4": None,
+        "UPnP": None,
+        "PMP": None,
+        "PCP": None,
+        "PreferredDERP": state.home,
+    }
+    if state.latencies:
+        found["DERPLatency"] = dict(state.latencies)
+    return found
+
+
+def node_rows(node: Tailnet | None, clock: Clock) -> list[tuple[str, str]] | None:
+    """The node and its active peers in words: public keys and addresses only."""
+    if node is None:
+        return None
+    from agent.api.tailnet import address_text
+    from agent.protocol.ip import endpoint_text
+
+    state, paths, now = node.node, node.engine.paths, clock.now()
+    rows = [
+        ("node key", node.node_key.hex()),
+        ("disco key", node.disco_key.hex()),
+        ("addresses", ", ".join(map(address_text, node.engine.addresses))),
+        ("direct connections", "allowed" if paths.direct else "off"),
+        ("home relay", f"region {state.home}" if state is not None else "none yet"),
+    ]
+    if state is not None:
+        rows.append(("endpoints", ", ".join(state.endpoints) or "none"))
+        rows += [(f"latency of {region}", f"{seconds * 1e3:.1f} ms") for region, seconds in state.latencies.items()]
+    for key in paths.active(now):
+        route, latency = paths.current(key, now), paths.latency(key)
+        ways = [endpoint_text(route.endpoint)] if route.endpoint is not None else []
+        ways += [f"relay region {route.region}"] if route.region else []
+        took = f", {latency * 1e3:.1f} ms" if latency is not None else ""
+        rows.append((f"peer {key.hex()[:16]}", " and ".join(ways) + took))
+    return rows
+
+
+def node_metrics(node: Tailnet | None) -> Iterable[Metric]:
+    """The node's counters."""
+    from agent.workspace_api import Metric
+
+    if node is None:
+        return
+    counters = node.engine.counters
+    for name, value in (
+        ("received_packets", counters.rx_packets),
+        ("received_bytes", counters.rx_bytes),
+        ("sent_packets", counters.tx_packets),
+        ("sent_bytes", counters.tx_bytes),
+        ("unbound_datagrams", counters.unbound),
+        ("unknown_relayed_datagrams", counters.unknown_relayed),
+        ("malformed_packets", counters.malformed),
+        ("foreign_packets", counters.foreign),
+    ):
+        yield Metric(f"agent_tailnet_{name}_total", "counter", (({}, value),))
+
+
+def _set_network_debug(debug: bool) -> None:
+    logging.getLogger("agent.tailnet").setLevel(logging.DEBUG if debug else logging.NOTSET)
