@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from types import MappingProxyType
 from typing import Final
 from uuid import UUID, uuid4
@@ -47,8 +48,10 @@ REACH_LIMIT: Final = 5.0
 MAX_AGENTS: Final = 16_384
 BUFFER: Final = 1024 * 1024
 """Bytes of each direction of a stream. Browsers that take nothing may fill as many as they open."""
-MAX_DIALS: Final = 1024
-"""Dials that wait at the same time."""
+MAX_DIALS: Final = 4096
+"""Dials that wait at the same time …"""
+MAX_AGENT_DIALS: Final = 512
+"""… and of these for one agent, so that one which does not answer takes no place from the others."""
 
 Update = pb.CoordinateResponse.PeerUpdate
 
@@ -85,6 +88,7 @@ class _Agent:
     address: bytes
     used: float
     holds: int = 0
+    dials: int = 0
     known: asyncio.Event = field(default_factory=asyncio.Event)
     """Its node is among the peers."""
     ready: asyncio.Event = field(default_factory=asyncio.Event)
@@ -109,8 +113,8 @@ class AgentNetwork:
         idle: float = IDLE,
         make_node: Callable[..., Tailnet] = Tailnet,
     ) -> None:
-        self._coordinator, self._derp_maps, self._events, self._clock = coordinator, derp_maps, events, clock
-        self._own_url, self._idle, self._make_node = URL(own_url), idle, make_node
+        self._start = partial(_Node, coordinator, derp_maps, events, clock, URL(own_url), idle, make_node)
+        self._derp_maps, self._clock = derp_maps, clock
         self._node: _Node | None = None
         self._closed = False
         self._dials = 0
@@ -121,26 +125,24 @@ class AgentNetwork:
         Raises `AgentUnreachableError`, and as one of these `PortRefusedError`. As long as the stream is open, the
         tunnel to the agent stays.
         """
-        if self._dials >= MAX_DIALS:
-            raise AgentUnreachableError(
-                f"dial workspace agent: {MAX_DIALS} other connections are being made: try again"
-            )
-        self._dials += 1
-        try:
-            with self._held(agent) as (node, held):
-                try:
-                    async with deadline(self._clock, timeout):
-                        return await node.dial(held, port)
-                except TimeoutError as error:
-                    raise AgentUnreachableError(
-                        f"dial workspace agent: {node.obstacle(held)} (waited {timeout:g} s)"
-                    ) from error
-                except (TailnetError, TcpError) as error:
-                    if isinstance(error.__cause__, ConnectionRefusedTcpError):
-                        raise PortRefusedError(f"dial: port {port} of the workspace refuses connections") from error
-                    raise AgentUnreachableError(f"dial workspace agent: {error}") from error
-        finally:
-            self._dials -= 1
+        with self._held(agent) as (node, held):
+            if self._dials >= MAX_DIALS or held.dials >= MAX_AGENT_DIALS:
+                raise AgentUnreachableError("dial workspace agent: too many connections are being made: try again")
+            self._dials += 1
+            held.dials += 1
+            try:
+                async with deadline(self._clock, timeout):
+                    return await node.dial(held, port)
+            except TimeoutError as error:
+                text = f"dial workspace agent: {node.obstacle(held)} (waited {timeout:g} s)"
+                raise AgentUnreachableError(text) from error
+            except (TailnetError, TcpError) as error:
+                if isinstance(error.__cause__, ConnectionRefusedTcpError):
+                    raise PortRefusedError(f"dial: port {port} of the workspace refuses connections") from error
+                raise AgentUnreachableError(f"dial workspace agent: {error}") from error
+            finally:
+                self._dials -= 1
+                held.dials -= 1
 
     async def ping(self, agent: UUID, timeout: float = 5.0) -> AgentPath:
         """How the agent answers now. Raises `AgentUnreachableError`."""
@@ -189,15 +191,7 @@ class AgentNetwork:
         if self._closed:
             raise AgentUnreachableError("dial workspace agent: the server stops")
         if self._node is None:
-            self._node = _Node(
-                self._coordinator,
-                self._derp_maps,
-                self._events,
-                self._clock,
-                self._own_url,
-                self._idle,
-                self._make_node,
-            )
+            self._node = self._start()
         held = self._node.tunnel(agent)
         held.holds += 1
         try:
@@ -270,7 +264,8 @@ class _Node:
             try:
                 await wait_for(self._clock, agent.ready.wait(), READY_LIMIT)
             except TimeoutError:
-                agent.ready.set()  # it never says so: nobody waits for that again
+                if agent.known.is_set():
+                    agent.ready.set()  # it never says so: nobody waits for that again
 
     async def reach(self, agent: _Agent) -> None:
         """Until the agent's network answers."""

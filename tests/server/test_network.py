@@ -386,21 +386,29 @@ async def test_a_dial_that_is_given_up_leaves_nothing(world: World, clock: Manua
             await dialling
         assert world.made[0].engine.connected_addresses() == set()
     assert world.network._dials == 0
-    assert all(agent.holds == 0 for agent in world.network._node._agents.values())  # type: ignore[union-attr]
+    assert world.network._node is not None
+    assert all(agent.holds == agent.dials == 0 for agent in world.network._node._agents.values())
 
 
 async def test_bounds(world: World, clock: ManualClock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(network, "MAX_DIALS", 2)
+    monkeypatch.setattr(network, "MAX_DIALS", 3)
+    monkeypatch.setattr(network, "MAX_AGENT_DIALS", 2)
     monkeypatch.setattr(network, "MAX_AGENTS", 3)
-    waiting = [asyncio.create_task(world.network.dial(uuid4(), ECHO, 5)) for _ in range(2)]
+    there, missing, another = world.connected(), uuid4(), uuid4()
+    waiting = [asyncio.create_task(world.network.dial(missing, ECHO, 5)) for _ in range(2)]
     await settle()
-    with pytest.raises(AgentUnreachableError, match="2 other connections are being made: try again"):
-        await world.network.dial(uuid4(), ECHO)
+    with pytest.raises(AgentUnreachableError, match="too many connections are being made: try again"):
+        await world.network.dial(missing, ECHO)
+    await world.turn(await world.dial(there.id))
+    waiting.append(asyncio.create_task(world.network.dial(another, ECHO, 5)))
+    await settle()
+    with pytest.raises(AgentUnreachableError, match="too many connections are being made: try again"):
+        await world.network.dial(there.id, ECHO)
     await clock.advance(6)
-    assert all(
-        isinstance(outcome, AgentUnreachableError) for outcome in await asyncio.gather(*waiting, return_exceptions=True)
-    )
-    with world.network.hold(uuid4()), pytest.raises(AgentUnreachableError, match="tunnels to 3 agents already"):
+    outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+    assert all(isinstance(outcome, AgentUnreachableError) for outcome in outcomes)
+    await world.turn(await world.dial(there.id))
+    with pytest.raises(AgentUnreachableError, match="tunnels to 3 agents already"):
         await world.network.dial(uuid4(), ECHO)
 
 
