@@ -16,6 +16,7 @@ _EFFECT = re.compile(
     rb"|>[0-9]*q"  # XTVERSION
     rb"|[0-9]*x"  # DECREQTPARM
     rb"|\?u"  # kitty keyboard flags
+    rb"|\?[0-9;]*m"  # XTQMODKEYS
     rb"|>?(?:1[1345689]|2[01])(?:;[0-9]*)*t)"  # window reports
     rb"|Z"  # DECID
     rb"|P[$+]q[^\x1b\x18\x1a]*+\x1b\\"  # DECRQSS, XTGETTCAP
@@ -23,7 +24,7 @@ _EFFECT = re.compile(
     rb"|(?P<keep>\][^\x07\x1b\x18\x1a]*+(?:\x07|\x1b\\)|[PX^_][^\x1b\x18\x1a]*+\x1b\\))"  # their bytes are no controls
     rb"|[\x05\x07]"  # ENQ, BEL
 )
-_ANY = re.compile(rb"[\x05\x07]|\x1b[\]PZ]|\x1b\[[>=?]?[0-9;$]*[cnpqxut]")
+_ANY = re.compile(rb"[\x05\x07]|\x1b[\]PZ]|\x1b\[[>=?]?[0-9;$]*[cnpqxut]|\x1b\[\?[0-9;]*m")
 
 
 def without_effects(data: bytes) -> bytes:

@@ -19,7 +19,10 @@ MAX_PENDING: Final = 4096
 """Bytes of an unfinished control string that are kept; the rest of a longer one is not replayed."""
 MAX_TITLE: Final = 512
 
-# What changes state. Everything else (text, cursor movement, erasing) is passed over within the regular expression.
+# Where something may change state. Text, cursor movement, erasing, and colours (they have their own look) are passed over
+# at the speed of C: the first branch begins with a literal, so this is a search for one byte.
+_CANDIDATE = re.compile(rb"\x1b(?!\[[0-9;:]*+[@-gijkm-qtv-~])")
+_CANDIDATE_OR_SHIFT = re.compile(rb"[\x0e\x0f\x1b](?!(?<=\x1b)\[[0-9;:]*+[@-gijkm-qtv-~])")
 _CHANGE = re.compile(
     rb"\x1b(?:"
     rb"\[(?:\?(?P<private>[0-9;]*)(?P<set>[hl])"
@@ -32,6 +35,7 @@ _CHANGE = re.compile(
     rb"|\](?P<osc>[^\x07\x1b\x18\x1a]*+)(?:\x07|\x1b\\)"
     rb"|[PX^_][^\x1b\x18\x1a]*+\x1b\\"
     rb"|(?P<string>(?:\][^\x07\x1b\x18\x1a]*+|[PX^_][^\x1b\x18\x1a]*+)\x1b?\Z)"
+    rb"|\][^\x07\x1b\x18\x1a]*+|[PX^_][^\x1b\x18\x1a]*+"  # a string that something else cut off
     rb"|(?P<slot>[()*+])(?P<charset>[ -/]?[0-~])"
     rb"|(?P<single>[78=>cno])"
     rb"|(?P<partial>(?:\[[0-?]*+[ -/]*+|[ -/]+)?\Z))"
@@ -201,7 +205,14 @@ class Tracker:
 
     def _changes(self, data: bytes, begin: int) -> None:
         colours_from = begin
-        for change in _CHANGE.finditer(data, begin):
+        shifts = b"\x0e" in data or b"\x0f" in data
+        for candidate in (_CANDIDATE_OR_SHIFT if shifts else _CANDIDATE).finditer(data, begin):
+            if candidate.start() < begin:
+                continue  # within a control string
+            change = _CHANGE.match(data, candidate.start())
+            if change is None:
+                continue
+            begin = change.end()
             kind = change.lastgroup
             if kind in ("single", "saved", "soft", "set", "string"):  # these see or bound the colours before them
                 self._colours(data, colours_from, change.start())
@@ -335,7 +346,9 @@ class Tracker:
                 self.state = State()
 
     def _save(self) -> None:
-        self.state.saved = self.state.pen.copy()
+        # That the initial state was saved need not be known: without anything saved it is what comes back.
+        pen = self.state.pen.copy()
+        self.state.saved = pen if pen != _Pen() else None
 
     def _unsave(self) -> None:
         self.state.pen = self.state.saved.copy() if self.state.saved is not None else _Pen()
