@@ -108,27 +108,9 @@ def helper_ports(config: AgentConfig) -> frozenset[int]:
 
 
 def net_info(node: Tailnet | None) -> Mapping[str, Any] | None:
-    """What the node found out about its network, with Go's names (terminal-ssh-http.md §4.3); None: nothing yet.
-
-    Null is what it does not look for.
-    """
-    if node is None or (state := node.node) is None:
-        return None
-    unknown = dict.fromkeys(("MappingVariesByDestIP", "HairPinning"))
-    found: dict[str, Any] = {
-        **unknown,
-        "WorkingIPv6": any(key.endswith("-v6") for key in state.latencies),
-        "OSHasIPv6": any(endpoint.startswith("[") for endpoint in state.endpoints),
-        "WorkingUDP": None,
-        "WorkingICMPv4": None,
-        "UPnP": None,
-        "PMP": None,
-        "PCP": None,
-        "PreferredDERP": state.home,
-    }
-    if state.latencies:
-        found["DERPLatency"] = dict(state.latencies)
-    return found
+    """The node's last network check (terminal-ssh-http.md §4.3); None before the first."""
+    found = node.net_info() if node is not None else None
+    return found.to_json() if found is not None else None
 
 
 def node_rows(node: Tailnet | None, clock: Clock) -> list[tuple[str, str]] | None:
