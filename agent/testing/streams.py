@@ -64,6 +64,11 @@ class MemoryStream:
             else:
                 await self._wait()
 
+    async def drained(self) -> None:
+        """Wait until the other end has read everything."""
+        while self.peer_stream.arrived and not self.peer_stream.closed and self._error is None:
+            await self._wait()
+
     def shutdown_write(self) -> None:
         self._shut = True
         self.peer_stream._eof = True
