@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 
 from agent.clock import SystemClock
 from agent.protocol import keys, stun
@@ -20,12 +21,12 @@ SIZE = 64 * 1024 * 1024
 ECHOES = 2000
 
 
-class _End:
+class End:
     """One node; the other is its whole network."""
 
     def __init__(self, number: int) -> None:
         self.address = bytes.fromhex("fd7a115ca1e0") + bytes(9) + bytes((number,))
-        self.other: _End = self
+        self.other: End = self
         self.accepted: asyncio.Queue[TailnetStream] = asyncio.Queue()
         self.engine = Engine(
             node_private=keys.generate(),
@@ -56,26 +57,33 @@ class _End:
     def answered(self, answered: Answered) -> None: ...
 
 
-async def measure() -> dict[str, float]:
-    """MB/s one way through WireGuard and TCP at both ends, and the round trip of one byte."""
-    one, two = _End(1), _End(2)
+@asynccontextmanager
+async def joined() -> AsyncIterator[tuple[End, End]]:
+    """Two nodes that know each other."""
+    one, two = End(1), End(2)
     one.other, two.other = two, one
     for end in (one, two):
         other = end.other
         end.engine.set_peer(other.engine.device.public_key, other.engine.paths.public, [other.address], REGION, [])
     timers = [asyncio.create_task(end.engine.keep_time()) for end in (one, two)]
     try:
-        stream = one.engine.dial(two.address, 7)
-        await stream.connected()
-        peer = await two.accepted.get()
-        rate = await _bulk(stream, peer)
-        trip = await _echo(stream, peer)
+        yield one, two
     finally:
         for end in (one, two):
             end.engine.close()
         for timer in timers:
             timer.cancel()
         await asyncio.gather(*timers, return_exceptions=True)
+
+
+async def measure() -> dict[str, float]:
+    """MB/s one way through WireGuard and TCP at both ends, and the round trip of one byte."""
+    async with joined() as (one, two):
+        stream = one.engine.dial(two.address, 7)
+        await stream.connected()
+        peer = await two.accepted.get()
+        rate = await _bulk(stream, peer)
+        trip = await _echo(stream, peer)
     return {
         "MB/s one way, both ends in one process": rate,
         "round trip of one byte, p50 in µs": trip * 1e6,
