@@ -1,10 +1,12 @@
-"""The master side of a terminal on the event loop."""
+"""The master side of a terminal on the event loop, and the process that the terminal was made for."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import os
+import signal
 import struct
 import termios
 from collections.abc import Callable
@@ -17,6 +19,22 @@ _WRITE_SIZE: Final = 4096
 
 class PtyClosedError(Exception):
     """Nobody has the terminal open any more."""
+
+
+class Process:
+    """Owns a pidfd: unlike a number it never means another process."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def kill(self) -> None:
+        """SIGKILL, if it is still there."""
+        # PermissionError: it runs as another user (sudo); the hang-up of its terminal ends it.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            signal.pidfd_send_signal(self._fd, signal.SIGKILL)
+
+    def close(self) -> None:
+        os.close(self._fd)
 
 
 class Pty:

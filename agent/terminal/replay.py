@@ -21,7 +21,9 @@ _EFFECT = re.compile(
     rb"|Z"  # DECID
     rb"|P[$+]q[^\x1b\x18\x1a]*+\x1b\\"  # DECRQSS, XTGETTCAP
     rb"|\](?:[0-9]+;(?:[0-9]+;)*\?|(?:9|52|777);)[^\x07\x1b\x18\x1a]*+(?:\x07|\x1b\\)"  # colours, clipboard, notices
-    rb"|(?P<keep>\][^\x07\x1b\x18\x1a]*+(?:\x07|\x1b\\)|[PX^_][^\x1b\x18\x1a]*+\x1b\\))"  # their bytes are no controls
+    rb")"
+    # What is in other control strings is text.
+    rb"|(?P<keep>\x1b(?:\][^\x07\x1b\x18\x1a]*+(?:\x07|\x1b\\)|[PX^_][^\x1b\x18\x1a]*+\x1b\\))"
     rb"|[\x05\x07]"  # ENQ, BEL
 )
 _ANY = re.compile(rb"[\x05\x07]|\x1b[\]PZ]|\x1b\[[>=?]?[0-9;$]*[cnpqxut]|\x1b\[\?[0-9;]*m")

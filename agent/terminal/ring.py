@@ -125,7 +125,7 @@ class Ring:
 
     def _store(self) -> None:
         """Write the state at the tail to the slot that is not in use, then switch."""
-        active = 1 - self._map[_ACTIVE_AT]
+        active = 1 - (self._map[_ACTIVE_AT] & 1)
         at = _SLOTS_AT + active * _SLOT_SIZE
         state = self._tracker.dump()
         if len(state) > _SLOT_SIZE - _SLOT.size:

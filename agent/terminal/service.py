@@ -16,7 +16,7 @@ from agent.terminal.attachment import Attachment, Stream, read_init
 from agent.terminal.command import CommandContext, build_program
 from agent.terminal.counters import ConnectionReports, Counters, Ending, NoReports
 from agent.terminal.kept import Keeper, KeeperError, Kept
-from agent.terminal.pty import Pty
+from agent.terminal.pty import Process, Pty
 from agent.terminal.ring import Ring, RingError
 from agent.terminal.session import Limits, Session, State
 
@@ -198,8 +198,8 @@ class TerminalService:
             self._sessions.pop(kept.id, None)
             self._keeper.forget(kept.id)
 
-        pty = Pty(kept.master)
-        return Session(pty, ring, kept.process, self._clock, self._limits, adopted=adopted, closing=closing)
+        pty, process = Pty(kept.master), Process(kept.process)
+        return Session(pty, ring, process, self._clock, self._limits, adopted=adopted, closing=closing)
 
     def _go_on_with(self, kept: Kept) -> None:
         try:

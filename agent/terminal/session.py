@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import enum
-import os
-import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 from agent.clock import Clock
-from agent.terminal.pty import Pty
+from agent.terminal.pty import Process, Pty
 from agent.terminal.ring import Ring
 
 NUDGE: Final = 0.1
@@ -72,7 +69,7 @@ class Session:
         self,
         pty: Pty,
         ring: Ring,
-        process: int,
+        process: Process,
         clock: Clock,
         limits: Limits,
         *,
@@ -82,7 +79,6 @@ class Session:
         self._pty = pty
         self._ring = ring
         self._process = process
-        """A pidfd."""
         self._clock = clock
         self._limits = limits
         self._closing = closing
@@ -163,9 +159,7 @@ class Session:
         if self.state is not State.READY:
             return
         self._closing()
-        # PermissionError: it runs as another user (sudo); the hang-up ends it.
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            signal.pidfd_send_signal(self._process, signal.SIGKILL)
+        self._process.kill()
         self._let_go(reason)
 
     def leave(self) -> None:
@@ -180,7 +174,7 @@ class Session:
         if self._nudging is not None:
             self._nudging.cancel()
         self._pty.close()
-        os.close(self._process)
+        self._process.close()
         self._wake_all()
 
     def release(self) -> None:

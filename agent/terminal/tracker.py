@@ -19,8 +19,8 @@ MAX_PENDING: Final = 4096
 """Bytes of an unfinished control string that are kept; the rest of a longer one is not replayed."""
 MAX_TITLE: Final = 512
 
-# Where something may change state. Text, cursor movement, erasing, and colours (they have their own look) are passed over
-# at the speed of C: the first branch begins with a literal, so this is a search for one byte.
+# Where something may change state. Text, cursor movement, erasing, and colours (they are looked at apart) are passed
+# over at the speed of C: the pattern begins with a literal, so this is a search for one byte.
 _CANDIDATE = re.compile(rb"\x1b(?!\[[0-9;:]*+[@-gijkm-qtv-~])")
 _CANDIDATE_OR_SHIFT = re.compile(rb"[\x0e\x0f\x1b](?!(?<=\x1b)\[[0-9;:]*+[@-gijkm-qtv-~])")
 _CHANGE = re.compile(
