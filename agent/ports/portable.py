@@ -20,7 +20,7 @@ def scan(own_pid: int | None) -> tuple[ListeningPort, ...]:
         raise ScanError(f"psutil on {sys.platform}: {error}") from error
     ports: dict[int, ListeningPort] = {}
     for _, port, pid in sorted((entry for entry in found if entry is not None), key=lambda entry: entry[0]):
-        if pid != own_pid and port not in ports:
+        if (own_pid is None or pid != own_pid) and port not in ports:
             ports[port] = ListeningPort(port, _name(pid))
     return tuple(ports.values())
 

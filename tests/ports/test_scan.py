@@ -8,6 +8,7 @@ import socket
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -173,6 +174,13 @@ async def test_this_machine_by_every_way(monkeypatch: pytest.MonkeyPatch) -> Non
             assert ports <= {item.port for item in portable.scan(None)}
 
     await asyncio.to_thread(all_ways)
+
+
+def test_others_sockets_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where psutil may not see whose a socket is, the socket is listed all the same."""
+    item = SimpleNamespace(family=socket.AF_INET, laddr=SimpleNamespace(port=3000), status=psutil.CONN_LISTEN, pid=None)
+    monkeypatch.setattr(psutil, "net_connections", lambda kind: [item, item])
+    assert portable.scan(None) == portable.scan(7) == named((3000, ""))
 
 
 def test_a_kernel_without_netlink_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,9 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agent.tailnet.connector import TailnetConnector
+from agent.tailnet.streams import TailnetStream
 from agent.tailnet.transport import CLOSE_LIMIT, HIGH_WATER, StreamTransport
 from agent.testing import ManualClock, settle
 from agent.testing.streams import MemoryStream, stream_pair
+from tests.tailnet.nodes import pair
 
 
 class Recorder(asyncio.Protocol):
@@ -302,3 +304,36 @@ async def test_a_connection_that_breaks_in_an_answer(site: Site, session: aiohtt
         site.ends[0].abort()
         message = await socket.receive()
         assert message.type in (aiohttp.WSMsgType.CLOSED, aiohttp.WSMsgType.ERROR)
+
+
+# ---- over two joined nodes
+
+
+async def test_http_between_two_nodes(clock: ManualClock, site: Site) -> None:
+    """The whole way: WireGuard and TCP of both nodes in between."""
+    async with pair(clock) as (a, b):
+
+        def serve(stream: TailnetStream) -> None:
+            assert site.runner.server is not None
+            site.transports.append(StreamTransport(stream, site.runner.server(), clock))
+
+        b.handler = serve
+
+        async def dial(host: str, port: int) -> TailnetStream:
+            stream = a.engine.dial(b.address, 7)
+            await stream.connected()
+            return stream
+
+        async with aiohttp.ClientSession("http://workspace", connector=TailnetConnector(dial, clock)) as session:
+            for size in (0, 1, 700_000):
+                body = bytes(range(256)) * (size // 256) + b"x" * (size % 256)
+                async with session.post("/echo", data=body) as answer:
+                    assert await answer.read() == body
+            async with session.ws_connect("/socket") as socket:
+                await socket.send_str("hello")
+                assert await socket.receive_str() == "HELLO"
+            assert len(site.transports) <= 2
+            for transport in site.transports:
+                transport.abort()
+            async with session.get("/") as answer:  # a new connection, after RST of those that were kept
+                assert answer.status == 200
