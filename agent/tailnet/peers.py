@@ -14,6 +14,7 @@ from agent.api.proto import tailnet_pb2 as pb
 from agent.api.tailnet import NodeError, PeerNode, address_text, node_id, read_node, write_disco, write_key
 from agent.clock import Clock
 from agent.protocol.ip import Endpoint, mapped
+from agent.tailnet.paths import MAX_ENDPOINTS
 from agent.tailnet.tailnet import NodeState, Tailnet
 
 logger = logging.getLogger("agent.tailnet")
@@ -124,7 +125,7 @@ def _owned(node: PeerNode) -> list[bytes]:
 
 def _endpoints(node: PeerNode) -> list[Endpoint]:
     found = []
-    for text in node.endpoints:
+    for text in node.endpoints[:MAX_ENDPOINTS]:
         host, _, port = text.rpartition(":")
         try:
             address = ipaddress.ip_address(host.strip("[]"))

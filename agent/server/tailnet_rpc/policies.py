@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 from uuid import UUID
 
 from agent.api.proto import tailnet_pb2 as pb
 from agent.api.tailnet import LEGACY_AGENT_ADDRESS, agent_addresses, parse_prefix
+
+MAX_ADDRESSES = 64
+"""Of each kind, of one node. Real ones have one to three."""
 
 
 class RefusedError(Exception):
@@ -31,7 +34,7 @@ class AgentPolicy:
         if request.HasField("add_tunnel"):
             raise RefusedError("agents cannot open tunnels")
         node = request.update_self.node
-        for field, texts in (("Addresses", node.addresses), ("AllowedIps", node.allowed_ips)):
+        for field, texts in _addresses(node):
             for text in texts:
                 packed = _single(field, text)
                 if packed not in self._own:
@@ -76,11 +79,19 @@ def _check_client(request: pb.CoordinateRequest) -> None:
     node = request.update_self.node
     # Go servers do not look at a client's allowed IPs. We do: an agent would send the traffic of a whole prefix, that
     # of its other clients too, to this one.
-    for field, texts in (("Addresses", node.addresses), ("AllowedIps", node.allowed_ips)):
+    for field, texts in _addresses(node):
         for text in texts:
             _single(field, text)
     if request.ready_for_handshake:
         raise RefusedError("clients may not send ready_for_handshake")
+
+
+def _addresses(node: pb.Node) -> tuple[tuple[str, Sequence[str]], ...]:
+    fields = ("Addresses", node.addresses), ("AllowedIps", node.allowed_ips)
+    for field, texts in fields:
+        if len(texts) > MAX_ADDRESSES:
+            raise RefusedError(f"{field}: {len(texts)} addresses are more than {MAX_ADDRESSES}")
+    return fields
 
 
 def _single(field: str, text: str) -> bytes:

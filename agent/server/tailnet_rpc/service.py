@@ -21,6 +21,7 @@ from agent.server.derp_map import TOPIC, DerpMaps
 from agent.server.events import Events
 from agent.server.store import Database
 from agent.server.tailnet_rpc import workspaces
+from agent.server.tailnet_rpc.pace import Pace
 from agent.server.tailnet_rpc.policies import AgentPolicy, Policy, RefusedError
 from agent.server.tailnet_rpc.resume import REFRESH, ResumeTokens
 
@@ -28,6 +29,10 @@ logger = logging.getLogger("agent.server.tailnet")
 
 SEND_TIMEOUT = 30.0
 """A peer that does not take one response for so long is lost."""
+MAX_REQUEST = 128 * 1024
+"""Bytes. A node may have `MAX_NODE`, and an agent names up to `MAX_READY` peers."""
+REQUEST_BURST, REQUEST_RATE = 512, 128.0
+"""Requests of one peer at once, and a second: each costs every peer that it has a tunnel with as much as the server."""
 CLOSE_TIMEOUT = 2.0
 """Seconds that peers get to take what they are told when the server stops."""
 
@@ -60,6 +65,8 @@ class TailnetService:
         self._coordinator, self._derp_maps, self._tokens = coordinator, derp_maps, tokens
         self._database, self._events, self._clock = database, events, clock
         self._streams: set[asyncio.Future[None]] = set()
+        self.slowed = 0
+        """Requests that had to wait, since their peer sends too many."""
 
     def agent_handlers(self, agent: UUID) -> dict[str, Handler]:
         """By path, for the connection of an agent."""
@@ -130,9 +137,14 @@ class TailnetService:
 
     async def _read(self, stream: ServerStream, connection: Connection, policy: Policy) -> None:
         """Requests, until the peer sends no more, or one ends the stream."""
-        error = ""
+        error, pace = "", Pace(REQUEST_BURST, REQUEST_RATE)
         try:
             while not connection.ended and (data := await stream.receive()) is not None:
+                if len(data) > MAX_REQUEST:
+                    raise RequestError(f"a request of {len(data)} bytes is larger than {MAX_REQUEST}")
+                if (seconds := pace.wait(self._clock.now())) > 0:
+                    self.slowed += 1
+                    await self._clock.sleep(seconds)
                 request = pb.CoordinateRequest.FromString(data)
                 await policy.check(request)
                 self._coordinator.handle(connection, request)

@@ -59,6 +59,8 @@ async def may_reach(agent: UUID) -> bool:
         (AgentClientPolicy(AGENT), tunnel(AGENT.bytes), ""),
         (AgentClientPolicy(AGENT), tunnel(OTHER.bytes), f"invalid agent id, expected {AGENT}, got {OTHER}"),
         (AgentClientPolicy(AGENT), tunnel(b"x" * 15), "parse tunnel id: invalid UUID (got 15 bytes)"),
+        (AgentPolicy(AGENT), me(OWN * 33), "Addresses: 66 addresses are more than 64"),
+        (AgentClientPolicy(AGENT), me([], [f"{CLIENT}/128"] * 65), "AllowedIps: 65 addresses are more than 64"),
         (AgentClientPolicy(AGENT), READY, "clients may not send ready_for_handshake"),
         (AgentClientPolicy(AGENT), me([f"{CLIENT}/64"]), "Addresses: invalid address bits, expected 128, got 64"),
         (AgentClientPolicy(AGENT), me([f"{CLIENT}/128"], ["::/0"]), "AllowedIps: invalid address bits"),

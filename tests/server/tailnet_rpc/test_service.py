@@ -19,7 +19,15 @@ from agent.server.events import Events
 from agent.server.store import open_database
 from agent.server.tailnet_rpc.policies import Policy, ServerPolicy
 from agent.server.tailnet_rpc.resume import ResumeTokens
-from agent.server.tailnet_rpc.service import CLOSE_TIMEOUT, SEND_TIMEOUT, Client, TailnetService
+from agent.server.tailnet_rpc.service import (
+    CLOSE_TIMEOUT,
+    MAX_REQUEST,
+    REQUEST_BURST,
+    REQUEST_RATE,
+    SEND_TIMEOUT,
+    Client,
+    TailnetService,
+)
 from agent.testing import ManualClock, memory_pair, settle
 
 P1, P2 = UUID(int=1), UUID(int=2)
@@ -150,3 +158,44 @@ async def test_a_peer_that_does_not_read_does_not_hold_up_the_end(kit: Kit) -> N
         assert not closing.done()
         await kit.clock.advance(CLOSE_TIMEOUT)
         await closing
+
+
+async def test_requests_without_end_wait_and_cost_the_other_end_nothing(kit: Kit) -> None:
+    """update_self as fast as it goes: 512 at once, then 128 a second, and no more than the newest is kept."""
+    async with (
+        kit.client(P1) as writer,
+        kit.client(P2) as reader,
+        await writer.duplex(methods.COORDINATE.path) as p1,
+        await reader.duplex(methods.COORDINATE.path) as p2,
+    ):
+        await p2.send(me(1))
+        await p1.send(tunnel(P2))
+        assert response(await p1.receive()).peer_updates[0].kind == Update.NODE
+
+        async def flood() -> None:
+            for number in range(3000):
+                await p1.send(me(number))
+
+        flooding = asyncio.create_task(flood())
+        for _ in range(20):
+            await kit.clock.advance(0.05)
+        node = kit.coordinator.node(P1)
+        assert node is not None
+        assert REQUEST_BURST - 10 <= node.id <= REQUEST_BURST + REQUEST_RATE * 1.1
+        assert kit.service.slowed > 20
+        assert kit.coordinator._peers[P2].pending <= 1
+        await p2.send(me(7))  # the other one is not slowed
+        await settle()
+        assert kit.coordinator.node(P2).id == 7  # type: ignore[union-attr]
+        flooding.cancel()
+        await asyncio.gather(flooding, return_exceptions=True)
+
+
+async def test_a_request_that_is_too_large_is_not_even_parsed(kit: Kit) -> None:
+    addresses = ["2001:db8::1/128"] * (MAX_REQUEST // 10)
+    request = Request(update_self=Request.UpdateSelf(node=pb.Node(allowed_ips=addresses))).SerializeToString()
+    async with kit.client(P1, Faulty()) as client, await client.duplex(methods.COORDINATE.path) as p1:
+        await p1.send(request)
+        assert response(await p1.receive()).error == f"a request of {len(request)} bytes is larger than {MAX_REQUEST}"
+        assert await p1.receive() is None
+        assert kit.coordinator.refused == 1
