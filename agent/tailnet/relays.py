@@ -48,6 +48,7 @@ class Relays:
         self._clients: dict[int, tuple[DerpClient, asyncio.Task[None]]] = {}
         self._heard: dict[bytes, int] = {}
         self._sweeper: asyncio.Task[None] | None = None
+        self._closed = False
         self.dropped = 0
         """Datagrams for which there was no relay, or no room."""
 
@@ -117,7 +118,8 @@ class Relays:
         self.dropped += len(datagrams) - entry[0].send(peer, datagrams)
 
     async def aclose(self) -> None:
-        """Close every connection."""
+        """Close every connection; none is opened from then on, whatever a stream that ends late wants to send."""
+        self._closed = True
         tasks = [task for _, task in self._clients.values()]
         if self._sweeper is not None:
             tasks.append(self._sweeper)
@@ -148,7 +150,7 @@ class Relays:
         if (entry := self._clients.get(number)) is not None:
             return entry
         region: Region | None = self._map.regions.get(number)
-        if region is None or not region.relays:
+        if self._closed or region is None or not region.relays:
             return None
         home = number == self._home
         client = DerpClient(
