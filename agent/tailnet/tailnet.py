@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import ipaddress
 import logging
 import random
@@ -18,7 +19,7 @@ from agent.protocol.tcp import Connection, Limits, TcpError
 from agent.tailnet.derp_dial import DialOptions
 from agent.tailnet.derp_map import DerpMap
 from agent.tailnet.engine import Engine, UnansweredError
-from agent.tailnet.forward import UdpForwarder, forward_tcp
+from agent.tailnet.forward import TcpForwarder, UdpForwarder
 from agent.tailnet.home import HomeChooser
 from agent.tailnet.netcheck import LatencyProbe, by_region, local_addresses, stun_endpoints
 from agent.tailnet.netinfo import NetInfo, StunRound, summarise
@@ -101,6 +102,7 @@ class Tailnet:
         self._peers: dict[bytes, bytes] = {}
         self._waiting: dict[bytes, set[asyncio.Future[Answered]]] = {}
         self._udp_ports: dict[int, Callable[[Datagram], None]] = {}
+        self._tcp_forwarder = TcpForwarder(self.engine) if forward else None
         self._udp_forwarder = UdpForwarder(self.engine, clock) if forward else None
         self._tasks: set[asyncio.Task[None]] = set()
         self._check_now = asyncio.Event()
@@ -346,8 +348,8 @@ class Tailnet:
             self.engine.refuse(connection)
         elif connection.local_port in self._listeners:
             self.engine.accept(connection)
-        elif self._forward:
-            self._spawn(forward_tcp(self.engine, connection), f"forward to port {connection.local_port}")
+        elif self._tcp_forwarder is not None:
+            self._spawn(self._tcp_forwarder.forward(connection), f"forward to port {connection.local_port}")
         else:
             self.engine.refuse(connection)
 
@@ -389,9 +391,20 @@ class Tailnet:
     def _open_sockets(self) -> None:
         for family in (socket.AF_INET, socket.AF_INET6):
             try:
-                self._sockets[family] = UdpSocket(family, self._port, self.engine.receive_udp)
+                self._sockets[family] = self._open_socket(family)
             except OSError as error:
                 logger.info("no UDP over %s: %s", family.name, error)
+        if not self._sockets:
+            logger.warning("no UDP at all: peers are reached through relays only")
+
+    def _open_socket(self, family: socket.AddressFamily) -> UdpSocket:
+        try:
+            return UdpSocket(family, self._port, self.engine.receive_udp)
+        except OSError as error:
+            if error.errno not in (errno.EADDRINUSE, errno.EACCES) or not self._port:
+                raise
+            logger.warning("UDP port %d is not to be had (%s): another one is used", self._port, error.strerror)
+            return UdpSocket(family, 0, self.engine.receive_udp)
 
     def _relay_changed(self) -> None:
         home = self.relays.home

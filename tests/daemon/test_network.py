@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -153,6 +154,19 @@ async def test_services_are_there_from_the_first_moment_and_may_come_later(netwo
     network.serve(4, service)
     assert network.tailnet is not None
     assert network.tailnet._listeners == {2: service, 4: service}
+
+
+async def test_without_udp_there_are_relays(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_socket(*_: object) -> None:
+        raise OSError(errno.EAFNOSUPPORT, "no such family")
+
+    monkeypatch.setattr("agent.tailnet.tailnet.UdpSocket", no_socket)
+    message = simple_manifest()
+    with capture_logs() as logs:
+        await network.update(from_proto(message)[0])
+    assert network.tailnet is not None
+    assert network.tailnet.engine.paths.direct
+    assert [entry["event"] for entry in logs] == ["the node is up"]
 
 
 async def test_another_agent_is_another_node_with_the_same_services(network: Network) -> None:

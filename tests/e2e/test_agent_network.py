@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -59,9 +60,9 @@ async def listener() -> AsyncIterator[int]:
         server.close()
 
 
-async def start(running: Deployment, name: str = "dev") -> tuple[CreatedAgent, Component]:
+async def start(running: Deployment, name: str = "dev", *options: str) -> tuple[CreatedAgent, Component]:
     created = await running.create_agent(json.dumps({"name": name}))
-    process = running.agent(created)
+    process = running.agent(created, *options)
     await process.start()
     return created, process
 
@@ -182,9 +183,14 @@ async def test_a_client_finds_an_agent_that_was_killed_and_started_again(tmp_pat
 
 async def test_one_agent_knows_nothing_of_the_other(tmp_path: Path) -> None:
     async with Deployment(tmp_path) as running, listener() as port:
-        agents = [(await start(running, name))[0] for name in ("one", "two")]
-        async with client(running, agents[0], direct=True) as first, client(running, agents[1], direct=False) as second:
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as free:
+            free.bind(("::", 0))
+            option = f"--tailnet-listen-port={free.getsockname()[1]}"
+        # On one machine only one of them gets the port that both are told.
+        (one, holder), (two, late) = [await start(running, name, option) for name in ("one", "two")]
+        async with client(running, one, direct=True) as first, client(running, two, direct=False) as second:
             streams = await asyncio.gather(first.dial(port), second.dial(port))
             await asyncio.gather(*(turn(stream, os.urandom(100_000)) for stream in streams))
             with pytest.raises(TailnetError):
                 await first.tailnet.reach(second.address, 1)
+        assert "another one is used" in holder.printed() + late.printed()
