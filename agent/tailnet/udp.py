@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import struct
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -14,13 +15,16 @@ from typing import Final
 from agent.protocol.ip import Endpoint, mapped, unmapped
 
 DRAIN: Final = 64
-"""Datagrams that are taken in one go, so that the rest of the loop gets its turn."""
+"""Datagrams that are taken in one go, so that the rest of the loop gets its turn; the last read may bring some more."""
 MAX_WAITING: Final = 1024
 """Datagrams that wait while the kernel takes none."""
 MAX_DATAGRAM: Final = 65_536
 BUFFER: Final = 7 * 1024 * 1024
 _IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER, _PMTUDISC_DO = 10, 23, 2
-_SOL_UDP, _UDP_SEGMENT = 17, 103
+_SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
+_SOL_UDP, _UDP_SEGMENT, _UDP_GRO = 17, 103, 104
+_GRO_SIZE: Final = struct.Struct("=i")
+_GRO_SPACE: Final = socket.CMSG_SPACE(_GRO_SIZE.size)
 MAX_SEGMENTS: Final = 64
 MAX_SEGMENTED: Final = 65_000
 
@@ -39,11 +43,14 @@ class UdpSocket:
         self._segments = True
         self._names: dict[Endpoint, tuple[str, int]] = {}
         self._ends: dict[tuple[str, int], Endpoint] = {}
+        self._buffer = memoryview(bytearray(MAX_DATAGRAM))
         self.dropped = 0
         try:
-            for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
-                with contextlib.suppress(OSError):  # as much as the system allows
-                    self._socket.setsockopt(socket.SOL_SOCKET, option, BUFFER)
+            self._enlarge(socket.SO_RCVBUF, _SO_RCVBUFFORCE)
+            self._enlarge(socket.SO_SNDBUF, _SO_SNDBUFFORCE)
+            # A run of datagrams of one sender and size comes in one read, if the kernel has that.
+            with contextlib.suppress(OSError):
+                self._socket.setsockopt(_SOL_UDP, _UDP_GRO, 1)
             if family == socket.AF_INET6:
                 self._socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
                 self._socket.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_DO)
@@ -55,6 +62,14 @@ class UdpSocket:
             raise
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._socket, self._readable)
+
+    def _enlarge(self, option: int, beyond_limits: int) -> None:
+        """A buffer that takes a burst; who may exceed the limit of the system does."""
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, beyond_limits, BUFFER)
+        except OSError:
+            with contextlib.suppress(OSError):  # as much as the system allows
+                self._socket.setsockopt(socket.SOL_SOCKET, option, BUFFER)
 
     @property
     def port(self) -> int:
@@ -130,12 +145,15 @@ class UdpSocket:
     def _readable(self) -> None:
         batch: list[bytes] = []
         last: tuple[str, int] | None = None
-        for _ in range(DRAIN):
+        buffers, buffer = (self._buffer,), self._buffer
+        taken = 0
+        while taken < DRAIN:
             try:
-                data, address = self._socket.recvfrom(MAX_DATAGRAM)
+                size, ancillary, _, address = self._socket.recvmsg_into(buffers, _GRO_SPACE)
             except BlockingIOError:
                 break
             except OSError:
+                taken += 1
                 continue  # an ICMP error of an earlier send: the path is judged by its pongs
             name = address[0], address[1]
             if name != last and batch:
@@ -143,7 +161,15 @@ class UdpSocket:
                 self._receive(self._end(last), batch)
                 batch = []
             last = name
-            batch.append(data)
+            step = segment_size(ancillary) if ancillary else size
+            if step < size:
+                data = bytes(buffer[:size])
+                pieces = [data[at : at + step] for at in range(0, size, step)]
+                batch += pieces
+                taken += len(pieces)
+            else:
+                batch.append(bytes(buffer[:size]))
+                taken += 1
         if batch:
             assert last is not None
             self._receive(self._end(last), batch)
@@ -164,3 +190,11 @@ class UdpSocket:
             self._loop.remove_writer(self._socket)
             self._socket.close()
         self._waiting.clear()
+
+
+def segment_size(ancillary: list[tuple[int, int, bytes]]) -> int:
+    """The size of the datagrams that came as one; more than any read if they did not."""
+    for level, kind, data in ancillary:
+        if level == _SOL_UDP and kind == _UDP_GRO and len(data) >= _GRO_SIZE.size:
+            return max(int(_GRO_SIZE.unpack_from(data)[0]), 1)
+    return MAX_DATAGRAM

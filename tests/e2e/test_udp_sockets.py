@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import struct
 from typing import cast
 
 import pytest
@@ -13,7 +14,7 @@ from agent.api.tailnet import TAILSCALE_PREFIX
 from agent.protocol import ip
 from agent.protocol.ip import Datagram, Endpoint
 from agent.tailnet.forward import IDLE, IDLE_DNS, UdpForwarder
-from agent.tailnet.udp import UdpSocket
+from agent.tailnet.udp import DRAIN, MAX_DATAGRAM, UdpSocket, segment_size
 from agent.testing import ManualClock
 from tests.tailnet.nodes import pair
 
@@ -39,6 +40,35 @@ async def test_batches_arrive_whole_and_in_order(family: socket.AddressFamily, h
     for sock in (a, b):
         sock.close()
         sock.close()
+
+
+async def test_a_run_is_split_where_its_datagrams_end() -> None:
+    """Whether or not the kernel hands runs over as one: no batch is without bound, no datagram torn or joined."""
+    batches: list[list[bytes]] = []
+    a = UdpSocket(socket.AF_INET, 0, lambda end, batch: None, "127.0.0.1")
+    b = UdpSocket(socket.AF_INET, 0, lambda end, batch: batches.append(batch), "127.0.0.1")
+    plain = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    plain.bind(("127.0.0.1", 0))
+    plain.setblocking(False)
+    sent = [os.urandom(size) for size in ([1312] * 49 + [96]) * 8]
+    localhost = ip.mapped(socket.inet_aton("127.0.0.1"))
+    a.send((localhost, b.port), sent)
+    a.send((localhost, plain.getsockname()[1]), sent[:50])
+    assert [plain.recv(65535) for _ in range(50)] == sent[:50], "who does not ask for runs gets single datagrams"
+    async with asyncio.timeout(5):
+        while sum(map(len, batches)) < len(sent):
+            await asyncio.sleep(0.01)
+    assert [datagram for batch in batches for datagram in batch] == sent
+    assert max(map(len, batches)) < 2 * DRAIN + 1
+    for sock in (a, b, plain):
+        sock.close()
+
+
+def test_the_size_of_a_run_is_read_and_nothing_else() -> None:
+    assert segment_size([(17, 104, struct.pack("=i", 1312))]) == 1312
+    assert segment_size([(17, 104, struct.pack("=i", 0))]) == 1, "no size that would never come to an end"
+    for other in ([], [(0, 104, struct.pack("=i", 7))], [(17, 3, struct.pack("=i", 7))], [(17, 104, b"\x01")]):
+        assert segment_size(other) == MAX_DATAGRAM
 
 
 @pytest.mark.spec("tailnet", 53, 60)
