@@ -228,7 +228,7 @@ class Sender:
             # The peer is there and has no room: that is not silence.
             self._retries = 0
         if blocks:
-            self._select(blocks, echo, now)
+            self._select(blocks, now)
 
     def duplicate(self) -> None:
         """An empty segment repeated the last acknowledgement, from a peer without selective ones (RFC 6582)."""
@@ -300,7 +300,7 @@ class Sender:
         if not segment.acked and not segment.lost:
             self._pipe -= taken
 
-    def _select(self, blocks: tuple[tuple[int, int], ...], echo: int | None, now: float) -> None:
+    def _select(self, blocks: tuple[tuple[int, int], ...], now: float) -> None:
         queue, rack, minimum = self._queue, self.rack, self.trip.minimum
         base = self._iss + self.una
         for left, right in blocks:
@@ -320,9 +320,9 @@ class Sender:
                         break
                     if segment.acked or segment.start < run_start:
                         continue
-                    self._selected(segment, echo, now, minimum)
+                    self._selected(segment, now, minimum)
 
-    def _selected(self, segment: Segment, echo: int | None, now: float, minimum: float) -> None:
+    def _selected(self, segment: Segment, now: float, minimum: float) -> None:
         """A segment has arrived beyond the cumulative acknowledgement."""
         rack = self.rack
         segment.acked = True
@@ -331,7 +331,8 @@ class Sender:
         self._acked += size
         if not segment.lost:
             self._pipe -= size
-        rack.delivered(segment, now, echo, minimum)
+        # Its acknowledgement echoes the last segment in order (RFC 7323 §4.3), and so tells nothing of this one.
+        rack.delivered(segment, now, None, minimum)
         if not segment.retransmissions and (self._newest is None or segment.sent_at >= self._newest.sent_at):
             self._newest = segment
 
@@ -603,6 +604,7 @@ class Sender:
         segment.lost = False
         segment.retransmissions += 1
         self._pipe += segment.end - segment.start
+        self._peak = max(self._peak, self._pipe)
         self._flight.append(segment)
         counters = self._counters
         counters.retransmissions += 1
@@ -610,14 +612,18 @@ class Sender:
         return segment
 
     def _tail(self) -> Segment | None:
-        """For a probe with nothing new to send: the last segment once more."""
+        """For a probe with nothing new to send: the last segment with data that is out once more.
+
+        A FIN by itself only if there is nothing else: peers need not report one that comes early, and then the answer
+        tells nothing.
+        """
         if not self._probe:
             return None
         self._probe = False
-        if not self._queue:
-            return None
-        segment = self._queue[-1]
-        if segment.acked or segment.lost:
+        out = [segment for segment in self._queue if not segment.acked and not segment.lost]
+        segment = next((segment for segment in reversed(out) if segment.payload), out[-1] if out else None)
+        if segment is None:
+            self._probe_end = self.nxt  # nothing to ask with: what remains is the retransmission timer
             return None
         self._flight.remove(segment)
         self._pipe -= segment.end - segment.start

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from agent.protocol.tcp import (
@@ -75,6 +75,7 @@ def test_scripted_faults(forth: list[str], back: list[str], delay: float, size: 
     st.sampled_from([0.0, 0.2]),
     st.sampled_from([None, 200_000.0, 5e6]),
 )
+@example(708244, 0.1, 0.0, 0.0, 0.2, 5e6)  # a first segment and a FIN are missing, all between them has arrived
 def test_a_rough_link(seed: int, loss: float, double: float, corrupt: float, late: float, rate: float | None) -> None:
     def rough(seed: int) -> Rough:
         return Rough(0.01, loss, double, corrupt, late, rate=rate, queue=40, seed=seed)
