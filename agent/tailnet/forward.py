@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import resource
 import socket
 import struct
+import sys
+from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
@@ -18,7 +21,10 @@ from agent.tailnet.streams import TailnetStream
 LOOPBACK: Final = ("127.0.0.1", "::1")
 DIAL_TIMEOUT: Final = 10.0
 CHUNK: Final = 262_144
+MAX_CONNECTIONS: Final = 4096
+"""TCP connections that are forwarded at one time; fewer where this process may open few files. One peer gets half."""
 MAX_FLOWS: Final = 1024
+"""UDP flows at one time, in the same way. One peer gets a quarter."""
 MAX_EARLY: Final = 16
 """Datagrams of a flow that wait for its local socket."""
 IDLE, IDLE_DNS = 120.0, 30.0
@@ -38,15 +44,62 @@ async def dial_local(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWri
     raise first
 
 
-async def forward_tcp(engine: Engine, connection: Connection) -> None:
-    """Dial the port in the workspace, and only then answer the peer; copy both ways until both sides are done."""
-    try:
-        reader, writer = await dial_local(connection.local_port)
-    except OSError:  # TimeoutError is one
-        engine.refuse(connection)
-        return
-    stream = engine.accept(connection)
-    await join(stream, reader, writer)
+def share_of_files(part: int) -> int:
+    """One `part`-th of the files that this process may have open: whatever peers do, the others are left."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if soft == resource.RLIM_INFINITY else soft // part
+
+
+class Quota:
+    """How many of something all peers have together, and each by itself."""
+
+    def __init__(self, most: int, of_peer: int) -> None:
+        self._most, self._of_peer = most, max(of_peer, 1)
+        self._taken: Counter[bytes] = Counter()
+
+    def take(self, peer: bytes) -> bool:
+        """Count one more, or say that it is one too many."""
+        if self._taken[peer] >= self._of_peer or self._taken.total() >= self._most:
+            return False
+        self._taken[peer] += 1
+        return True
+
+    def give_back(self, peer: bytes) -> None:
+        self._taken[peer] -= 1
+        if not self._taken[peer]:
+            del self._taken[peer]
+
+
+class TcpForwarder:
+    """Connections to ports of the workspace. Each is an open file here, so that there are bounds."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        most = min(MAX_CONNECTIONS, share_of_files(2))
+        self._quota = Quota(most, most // 2)
+        self.refused = 0
+        """Connections that were one too many."""
+
+    async def forward(self, connection: Connection) -> None:
+        """Dial the port in the workspace, and only then answer the peer; copy both ways until both sides are done."""
+        peer = connection.remote_address
+        if not self._quota.take(peer):
+            self.refused += 1
+            self._engine.refuse(connection)
+            return
+        try:
+            await self._forward(connection)
+        finally:
+            self._quota.give_back(peer)
+
+    async def _forward(self, connection: Connection) -> None:
+        try:
+            reader, writer = await dial_local(connection.local_port)
+        except OSError:  # TimeoutError is one
+            self._engine.refuse(connection)
+            return
+        stream = self._engine.accept(connection)
+        await join(stream, reader, writer)
 
 
 async def join(stream: TailnetStream, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -113,6 +166,8 @@ class UdpForwarder:
         self._engine = engine
         self._clock = clock
         self._flows: dict[tuple[bytes, int, bytes, int], _Flow] = {}
+        most = min(MAX_FLOWS, share_of_files(4))
+        self._quota = Quota(most, most // 4)
         self._opening: set[asyncio.Task[None]] = set()
         self._sweeper: asyncio.Task[None] | None = None
         self.dropped = 0
@@ -123,7 +178,7 @@ class UdpForwarder:
         now = self._clock.now()
         flow = self._flows.get(key)
         if flow is None:
-            if len(self._flows) >= MAX_FLOWS:
+            if not self._quota.take(datagram.source):
                 self.dropped += 1
                 return
             flow = self._flows[key] = _Flow(lambda data: self._answer(key, data), now)
@@ -162,7 +217,7 @@ class UdpForwarder:
                 continue  # another process has that port: any will do
         if flow.transport is None:
             self.dropped += len(flow.early)
-            del self._flows[key]
+            self._forget(key)
             return
         for payload in flow.early:
             flow.transport.sendto(payload)
@@ -175,7 +230,11 @@ class UdpForwarder:
             for key, flow in list(self._flows.items()):
                 if flow.transport is not None and now - flow.last >= flow.idle:
                     flow.transport.close()
-                    del self._flows[key]
+                    self._forget(key)
+
+    def _forget(self, key: tuple[bytes, int, bytes, int]) -> None:
+        del self._flows[key]
+        self._quota.give_back(key[0])
 
     async def aclose(self) -> None:
         """Close every flow."""
@@ -183,7 +242,7 @@ class UdpForwarder:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for flow in self._flows.values():
+        for key, flow in list(self._flows.items()):
             if flow.transport is not None:
                 flow.transport.close()
-        self._flows.clear()
+            self._forget(key)

@@ -75,7 +75,6 @@ class Tailnet:
         node_private, disco_private = keys.generate(), keys.generate()
         self._clock = clock
         self._port = port
-        self._forward = forward
         self.engine = Engine(
             node_private=node_private,
             disco_private=disco_private,
