@@ -29,6 +29,7 @@ from agent.server.api.appearance import Appearance
 from agent.server.api.buildinfo import BuildInfo
 from agent.server.api.derp import Derp
 from agent.server.api.external_auth import ExternalAuth
+from agent.server.api.listening_ports import ListeningPorts
 from agent.server.api.pty import Pty
 from agent.server.api.tailnet import Tailnet
 from agent.server.api.users import Users
@@ -155,6 +156,7 @@ async def _compose(
         managed,
         Watch(database, events, long_lived, network, managed, clock),
         Pty(database, network, long_lived, clock),
+        ListeningPorts(database, network, clock),
         AgentMe(database, events, clock, config.agent_log_limit),
         AgentRpc(around, tailnet, monitor, long_lived, clock, config.api_version),
         AgentLogs(database, events, clock, long_lived),

@@ -8,7 +8,7 @@ import os
 import socket
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from uuid import UUID
 
@@ -18,6 +18,7 @@ from aiohttp import web
 from yarl import URL
 
 from agent.clock import SystemClock
+from agent.server.api.listening_ports import HIDDEN
 from agent.tailnet.client import connect
 from agent.tailnet.connector import TailnetConnector
 from agent.tailnet.streams import TailnetStream
@@ -90,6 +91,39 @@ async def test_ports_of_the_workspace(tmp_path: Path) -> None:
                 item.close()
         await asyncio.sleep(1.05)
         assert not mine & (await ports(http)).keys()
+
+
+def hidden_listener() -> socket.socket:
+    """On a port that a server does not show, and that is free here."""
+    for port in sorted(HIDDEN, reverse=True):
+        with suppress(OSError):
+            return socket.create_server(("127.0.0.1", port))
+    raise AssertionError("no database's port is free")
+
+
+@pytest.mark.spec("terminal-ssh-http", 42)
+async def test_ports_through_the_server(tmp_path: Path) -> None:
+    async with Deployment(tmp_path) as running:
+        with hidden_listener() as database, socket.create_server(("", 0)) as app, socket.create_server(("", 0)) as free:
+            app_url = f"http://localhost:{app.getsockname()[1]}/?folder=x"
+            created = await running.create_agent(json.dumps({"name": "dev", "apps": [{"slug": "ide", "url": app_url}]}))
+            process = running.agent(created)
+            await process.start()
+            await running.wait_for(created, 30, lifecycle_state={"ready"})
+            headers = {"Coder-Session-Token": running.token}
+            url = f"{running.url}/api/v2/workspaceagents/{created.id}/listening-ports"
+            async with aiohttp.ClientSession(headers=headers) as http:
+                async with http.get(url) as answer:
+                    assert answer.status == 200, await answer.text()
+                    found = {item["port"] for item in (await answer.json())["ports"]}
+                assert free.getsockname()[1] in found
+                assert not {database.getsockname()[1], app.getsockname()[1]} & found
+                assert not found & HIDDEN
+                await process.kill()
+                await running.wait_for(created, 30, status={"disconnected"})
+                async with http.get(url) as answer:
+                    assert answer.status == 400
+                    assert '"disconnected"' in (await answer.json())["message"]
 
 
 @pytest.mark.spec("terminal-ssh-http", 43, 44, 45)
