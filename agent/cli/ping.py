@@ -51,7 +51,7 @@ async def _ping(agent: str, count: int | None, timeout: float, wait: float, as_j
                     break
                 results.append(result)
                 if not as_json:
-                    click.echo(describe(agent, result, timeout))
+                    click.echo(describe(agent, result))
                 if result.get("via") == "direct" and count is None:
                     break
     summary = summarise(results)
@@ -91,10 +91,10 @@ def _told(connection: AgentConnection, answered: Answered) -> dict[str, Any]:
     return {**result, "via": "relay", "region_id": answered.region, "region": name}
 
 
-def describe(agent: str, result: dict[str, Any], timeout: float) -> str:
+def describe(agent: str, result: dict[str, Any]) -> str:
     """A line for people."""
     if "error" in result:
-        return click.style(f"no answer from {agent} within {timeout:g} s", fg="yellow")
+        return click.style(f"{agent}: {result['error']}", fg="yellow")
     way = (
         f"directly from {result['endpoint']}"
         if result["via"] == "direct"

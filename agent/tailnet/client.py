@@ -88,7 +88,7 @@ class ServerSession:
         which = f"{agent}/" if agent is not None else ""
         url = self.server / f"api/v2/workspaceagents/{which}connection"
         async with self._reaching(), self._http.get(url, proxy=self._proxy(url)) as response:
-            body = await response.content.read(MAX_BODY)
+            body = await _body(response)
         try:
             value = json.loads(body)
             return ConnectionInfo(
@@ -124,7 +124,7 @@ class ServerSession:
         request.headers[TOKEN_HEADER] = self._token
         response = await handler(request)
         if response.status >= 400:
-            body = await response.content.read(MAX_BODY)
+            body = await _body(response)
             response.close()
             raise refusal(self.server, response.status, body)
         return response
@@ -151,6 +151,13 @@ class ServerSession:
             raise ServerError(f"{self.server}: no WebSocket was opened ({error.message})", error.status) from error
         except (aiohttp.ClientError, OSError) as error:
             raise ServerError(f"cannot reach {self.server}: {str(error) or type(error).__name__}") from error
+
+
+async def _body(response: aiohttp.ClientResponse) -> bytes:
+    body = bytearray()
+    while len(body) < MAX_BODY and (chunk := await response.content.read(MAX_BODY - len(body))):
+        body += chunk
+    return bytes(body)
 
 
 def refusal(server: URL, status: int, body: bytes) -> ServerError:
@@ -192,27 +199,32 @@ class AgentConnection:
         )
         self._coordinator = ClientCoordinator(self.tailnet, uuid4(), agent, clock)
         self._resume_token = ""
-        self._coordinated: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._tasks: list[asyncio.Task[None]] = []
+        self._coordinated = asyncio.Event()
+        self._tasks: list[asyncio.Task[Any]] = []
 
     async def start(self) -> None:
         """Begin; returns once the server coordinates. Raises `ServerError` when it refuses to."""
         self.tailnet.start()
         self._take_map(self.derp_map)
-        self._tasks = [
-            asyncio.create_task(self._keep_coordinated(), name="coordination"),
-            asyncio.create_task(self._coordinator.expire(), name="lost agents"),
-        ]
-        await self._coordinated
+        coordinating = asyncio.create_task(self._keep_coordinated(), name="coordination")
+        self._tasks = [coordinating, asyncio.create_task(self._coordinator.expire(), name="lost agents")]
+        coordinating.add_done_callback(_ended)
+        begun = asyncio.create_task(self._coordinated.wait(), name="the first coordination")
+        self._tasks.append(begun)
+        await asyncio.wait({coordinating, begun}, return_when=asyncio.FIRST_COMPLETED)
+        if coordinating.done():
+            coordinating.result()
 
     async def aclose(self) -> None:
         """Say goodbye, and end every stream."""
-        if self._tasks:
-            await self._coordinator.leave(FAREWELL)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self.tailnet.aclose()
+        try:
+            if self._coordinated.is_set():
+                await self._coordinator.leave(FAREWELL)
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await self.tailnet.aclose()
 
     @property
     def known(self) -> bool:
@@ -244,7 +256,11 @@ class AgentConnection:
 
     async def ping(self, timeout: float) -> Answered:
         """How long the agent takes to answer, and on which way. Raises `TailnetError`."""
-        return await self.tailnet.ping(self.address, timeout)
+        try:
+            return await self.tailnet.ping(self.address, timeout)
+        except TailnetError as error:
+            text = f"no answer within {timeout:g} s" if self.known else "the agent is not connected to the server"
+            raise TailnetError(text) from error
 
     def _take_map(self, found: DerpMap) -> None:
         self.derp_map = found.rewritten(self._session.server)
@@ -258,13 +274,11 @@ class AgentConnection:
             except ServerError as error:
                 if "resume_token" in error.fields:
                     self._resume_token = ""
-                elif error.status in PERMANENT and not self._coordinated.done():
-                    self._coordinated.set_exception(error)
-                    return
+                elif error.status in PERMANENT and not self._coordinated.is_set():
+                    raise
                 logger.info("the coordinator cannot be reached: %s", error)
             else:
-                if not self._coordinated.done():
-                    self._coordinated.set_result(None)
+                self._coordinated.set()
                 began = self._clock.now()
                 try:
                     await self._serve(client)
@@ -288,7 +302,8 @@ class AgentConnection:
                 if isinstance(error, CallError | CoordinationEndedError):
                     logger.info("the coordinator is gone: %s", error)
                 elif error is not None:
-                    raise error
+                    # What this server says cannot be understood now; another connection may do better.
+                    logger.error("coordination failed", exc_info=error)
         finally:
             for task in streams:
                 task.cancel()
@@ -306,6 +321,12 @@ class AgentConnection:
                 return
             self._resume_token = answer.token
             await self._clock.sleep(answer.refresh_in.seconds if answer.refresh_in.seconds > 0 else REFRESH)
+
+
+def _ended(task: asyncio.Task[None]) -> None:
+    # A refusal is told to whoever starts.
+    if not task.cancelled() and not isinstance(error := task.exception(), ServerError | None):
+        logger.error("coordination ended", exc_info=error)
 
 
 @asynccontextmanager

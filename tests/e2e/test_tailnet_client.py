@@ -38,6 +38,8 @@ class Server:
         self.seen: list[str] = []
         self.tunnels: list[UUID] = []
         self.goodbyes = 0
+        self.garbage = 0
+        """How many connections begin with what is no message."""
         self.open: list[RpcServer] = []
         self.url = URL()
 
@@ -65,6 +67,9 @@ class Server:
         return socket
 
     async def _coordinate(self, call: ServerStream) -> None:
+        if self.garbage:
+            self.garbage -= 1
+            await call.send(b"\xff\xff\xff")
         while (message := await call.receive()) is not None:
             request = pb.CoordinateRequest.FromString(message)
             if request.HasField("add_tunnel"):
@@ -152,6 +157,14 @@ async def test_a_server_that_is_busy_is_asked_again() -> None:
         server.refuse = [web.Response(status=503), web.Response(status=429)]
         async with server.client():
             assert len(server.dials) == 3
+
+
+async def test_a_server_that_talks_nonsense_is_dialled_again(caplog: pytest.LogCaptureFixture) -> None:
+    async with Server().running() as server:
+        server.garbage = 2
+        async with server.client():
+            await until(lambda: len(server.open) == 3)
+    assert "coordination failed" in caplog.text
 
 
 @pytest.mark.parametrize("info", [{}, [], "x", {"derp_map": {"Regions": 5}}, None])
