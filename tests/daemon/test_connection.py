@@ -156,6 +156,18 @@ async def test_a_connection_made_in_shutdown_runs_only_what_stays(harness: Harne
         assert harness.began == ["stay"]
 
 
+async def test_what_stays_does_not_wait_for_what_was_stopped(harness: Harness) -> None:
+    stay = Routine("late", harness.endless("late"), after="first", in_shutdown=InShutdown.STAY)
+    async with harness.serving(stay, Routine("first", harness.endless("first"))):
+        assert harness.began == ["first"]
+        harness.stopping.set()
+        await settle()
+        assert harness.began == ["first", "late"]
+    harness.began.clear()
+    async with harness.serving(stay, Routine("first", harness.endless("first"))):
+        assert harness.began == ["late"]
+
+
 async def test_a_plain_close_and_a_broken_connection_are_told_apart(harness: Harness) -> None:
     async with harness.serving(Routine("well", harness.endless("well"))) as task:
         await harness.server.drop()

@@ -116,6 +116,7 @@ async def until_node(network: Network) -> None:
             await asyncio.sleep(0)
 
 
+@pytest.mark.spec("daemon", 20)
 async def test_the_first_manifest_makes_the_node_and_later_ones_change_it(network: Network) -> None:
     assert network.tailnet is None
     await network.update(manifest())
@@ -130,6 +131,7 @@ async def test_the_first_manifest_makes_the_node_and_later_ones_change_it(networ
     assert node.relays._options.force_websockets
 
 
+@pytest.mark.spec("daemon", 3)
 async def test_embedded_relays_are_where_the_agent_finds_the_server(clock: ManualClock) -> None:
     network = Network(URL("https://agents.example:8443"), clock, headers=[("X-Proxy", "yes")])
     message = simple_manifest()
