@@ -112,6 +112,16 @@ class Receiver:
             return False
         return True
 
+    def extend(self, payload: bytes) -> bool:
+        """Take bytes that are next in order, if there is room for all and nothing is missing; False if not."""
+        size = len(payload)
+        if not size or self._ranges or self.nxt + size > self._consumed + self.limit:
+            return False
+        self._append(self._chunks, payload)
+        self.buffered += size
+        self.nxt += size
+        return True
+
     def note_duplicate(self, start: int, end: int) -> None:
         """Report a segment that had arrived before (RFC 2883)."""
         self._duplicate = (start, end)
