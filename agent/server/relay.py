@@ -10,7 +10,7 @@ import asyncio
 import os
 import random
 import struct
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -68,7 +68,7 @@ class Counters:
 
     forwarded: int = 0
     dropped_full: int = 0
-    """Made way for newer ones in the queue of a peer that reads too slowly."""
+    """Found no room, or made way for newer ones, in the queue of a peer that reads too slowly."""
     dropped_unknown: int = 0
     """Went to a key that is not here."""
     logins: int = 0
@@ -81,41 +81,56 @@ class Counters:
 
 
 class _Queue:
-    """Frames on their way out; the oldest ones make way."""
+    """Frames on their way out, taken from all sources in turn. When there are too many, the oldest one of the source
+    that has most of them makes way: who floods displaces nobody else."""
 
-    __slots__ = ("frames", "size")
+    __slots__ = ("_sources", "count", "size")
 
     def __init__(self) -> None:
-        self.frames: deque[bytes] = deque()
-        self.size = 0
+        self._sources: OrderedDict[bytes, deque[bytes]] = OrderedDict()
+        self.count = self.size = 0
 
-    def push(self, frame: bytes) -> int:
-        """Returns how many frames were dropped for this one."""
-        frames = self.frames
+    def push(self, frame: bytes, source: bytes = b"") -> int:
+        """Returns how many frames were dropped."""
+        frames = self._sources.get(source)
+        if frames is None:
+            frames = self._sources[source] = deque()
         frames.append(frame)
+        self.count += 1
         self.size += len(frame)
-        if len(frames) <= QUEUE_PACKETS and self.size <= QUEUE_BYTES:
-            return 0
         dropped = 0
-        while len(frames) > QUEUE_PACKETS or self.size > QUEUE_BYTES:
-            self.size -= len(frames.popleft())
+        while self.count > QUEUE_PACKETS or self.size > QUEUE_BYTES:
+            self._pop(max(self._sources, key=self._length))
             dropped += 1
         return dropped
 
+    def _length(self, source: bytes) -> int:
+        return len(self._sources[source])
+
+    def _pop(self, source: bytes) -> bytes:
+        frames = self._sources[source]
+        frame = frames.popleft()
+        if not frames:
+            del self._sources[source]
+        self.count -= 1
+        self.size -= len(frame)
+        return frame
+
     def take(self, limit: int, into: list[bytes]) -> int:
         """Move frames of about `limit` bytes, at least one where that is above 0; returns their bytes."""
-        if self.size <= limit:
-            into.extend(self.frames)
-            taken = self.size
-            self.frames.clear()
-        else:
-            taken = 0
-            while taken < limit:
-                frame = self.frames.popleft()
-                into.append(frame)
-                taken += len(frame)
-        self.size -= taken
-        return taken
+        before = self.size
+        if before <= limit:
+            for frames in self._sources.values():
+                into.extend(frames)
+            self._sources.clear()
+            self.count = self.size = 0
+            return before
+        while before - self.size < limit:
+            source = next(iter(self._sources))
+            into.append(self._pop(source))
+            if source in self._sources:
+                self._sources.move_to_end(source)
+        return before - self.size
 
 
 class _Client:
@@ -181,10 +196,10 @@ class Connection:
         self._control.push(frame)
         self.wake()
 
-    def push(self, frame: bytes) -> None:
-        """Queue a RecvPacket frame."""
+    def push(self, frame: bytes, source: bytes) -> None:
+        """Queue a RecvPacket frame of a datagram from that node key."""
         queue = self._disco if frame.startswith(disco.MAGIC, _DATAGRAM_AT) else self._data
-        dropped = queue.push(frame)
+        dropped = queue.push(frame, source)
         if dropped:
             self._relay.counters.dropped_full += dropped
         if not self._woken:
@@ -199,7 +214,7 @@ class Connection:
         """Frames to write, of about `limit` bytes; none when there is nothing, and the link is woken again later."""
         frames: list[bytes] = []
         for queue in (self._control, self._disco, self._data):
-            if queue.frames and limit > 0:
+            if queue.count and limit > 0:
                 limit -= queue.take(limit, frames)
         self._woken = bool(frames)
         return frames
@@ -335,7 +350,7 @@ class Relay:
             if receiver not in sent_to:
                 sent_to.add(receiver)
                 receiver.heard_from.add(client)
-            receiver.push(_RECV_HEADER(_RECV_PACKET, 32 + len(datagram), source) + datagram)
+            receiver.push(_RECV_HEADER(_RECV_PACKET, 32 + len(datagram), source) + datagram, source)
             forwarded += 1
         self.counters.forwarded += forwarded
 

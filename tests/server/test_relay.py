@@ -160,6 +160,19 @@ def test_a_client_that_does_not_read_loses_its_oldest_datagrams(relay: Relay) ->
     assert [int.from_bytes(data, "big") for _, data in two.packets[1:]] == list(range(100, QUEUE_PACKETS + 100))
 
 
+def test_who_floods_displaces_nobody_else(relay: Relay) -> None:
+    flooder, honest, slow = Peer(relay).log_in(), Peer(relay).log_in(), Peer(relay).log_in()
+    for n in range(3 * QUEUE_PACKETS):
+        flooder.send(slow, b"flood")
+        if n % 50 == 0:
+            honest.send(slow, b"%d" % n)
+    slow.read()
+    said = [datagram for key, datagram in slow.packets if key == honest.key]
+    assert said == [b"%d" % n for n in range(0, 3 * QUEUE_PACKETS, 50)]
+    assert len(slow.packets) <= QUEUE_PACKETS
+    assert relay.counters.dropped_full == 3 * QUEUE_PACKETS + len(said) - len(slow.packets)
+
+
 def test_a_queue_is_bounded_in_bytes_too(relay: Relay) -> None:
     one, two = Peer(relay).log_in(), Peer(relay).log_in()
     for _ in range(100):
