@@ -11,7 +11,7 @@ import (
 
 func main() {
 	if len(os.Args) < 2 {
-		fail(fmt.Errorf("need a command: node, derp-server or derp-client"))
+		fail(fmt.Errorf("need a command: node, derp-server, derp-client, speedtest-server or speedtest-client"))
 	}
 	var err error
 	switch os.Args[1] {
@@ -23,6 +23,12 @@ func main() {
 	case "derp-client":
 		go endWithInput()
 		err = derpClient(os.Args[2:])
+	case "speedtest-client":
+		go endWithInput()
+		err = speedtestClient(os.Args[2:])
+	case "speedtest-server":
+		go endWithInput()
+		err = speedtestServer()
 	default:
 		err = fmt.Errorf("unknown command %q", os.Args[1])
 	}
