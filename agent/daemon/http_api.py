@@ -9,7 +9,8 @@ import asyncio
 import importlib
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -72,6 +73,7 @@ class HttpApi:
         ports = PortService(Scanner(own_pid=os.getpid()).scan, self._clock, hidden=helper_ports(self._config))
         views = Views(
             ports=lambda: _listed(ports),
+            watch_ports=lambda: _watched(ports),
             manifest=self._manifest,
             log_dir=self._config.log_dir,
             home=self._home,
@@ -90,6 +92,18 @@ async def _listed(ports: PortService) -> Sequence[ListeningPort]:
 
     try:
         return await ports.ports()
+    except ScanError as error:
+        raise PortScanError(str(error)) from error
+
+
+async def _watched(ports: PortService) -> AsyncGenerator[Sequence[ListeningPort]]:
+    from agent.ports import ScanError
+    from agent.workspace_api import PortScanError
+
+    try:
+        async with aclosing(ports.watch()) as changes:
+            async for found in changes:
+                yield found
     except ScanError as error:
         raise PortScanError(str(error)) from error
 

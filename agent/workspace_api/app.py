@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
-from typing import Final
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import aclosing
+from typing import Any, Final
 
 from aiohttp import web
 
+from agent.clock import Clock, wait_for
 from agent.workspace_api import debug, files
 from agent.workspace_api.answers import ApiError, to_json
-from agent.workspace_api.deadline import RequestDeadline
+from agent.workspace_api.deadline import deadline_of
 from agent.workspace_api.interfaces import InterfacesError, netcheck
-from agent.workspace_api.views import PortScanError, Views
+from agent.workspace_api.views import Port, PortScanError, Views
 
 logger = logging.getLogger("agent.workspace_api")
 
 VIEWS: Final = web.AppKey("views", Views)
+CLOCK: Final = web.AppKey("clock", Clock)
+HEARTBEAT: Final = 10.0
+"""Seconds after which a stream of changes without any sends an empty line: a client that is gone is noticed by it."""
 MAX_JSON: Final = 1024 * 1024
 CONTAINERS_OFF: Final = ApiError(
     403,
@@ -33,15 +38,16 @@ CONTAINERS_IN_CONTAINER: Final = ApiError(
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def make_runner(views: Views) -> web.AppRunner:
+def make_runner(views: Views, clock: Clock) -> web.AppRunner:
     """The application, ready for `setup`; its `server()` makes the protocol of one connection."""
     app = web.Application(middlewares=[_in_time, _in_words], client_max_size=MAX_JSON)
-    app[VIEWS] = views
+    app[VIEWS], app[CLOCK] = views, clock
     router = app.router
     # Routes of features that this agent does not have are 404, as with an agent that is older than they are.
     for path, handler in (
         ("/", _greeting),
         ("/api/v0/listening-ports", _listening_ports),
+        ("/api/v0/listening-ports/watch", _watch_ports),
         ("/api/v0/netcheck", _netcheck),
         ("/api/v0/resolve-path", files.resolve_path),
         ("/api/v0/read-file", files.read_file),
@@ -66,8 +72,7 @@ def answer(value: object, status: int = 200) -> web.Response:
 
 @web.middleware
 async def _in_time(request: web.Request, handler: Handler) -> web.StreamResponse:
-    deadline = request.transport.get_extra_info("deadline") if request.transport is not None else None
-    assert isinstance(deadline, RequestDeadline)
+    deadline = deadline_of(request)
     deadline.restart()
     deadline.answering = True
     try:
@@ -105,10 +110,45 @@ async def _greeting(request: web.Request) -> web.Response:
 
 async def _listening_ports(request: web.Request) -> web.Response:
     try:
-        ports = await request.app[VIEWS].ports()
+        return answer(_port_list(await request.app[VIEWS].ports()))
     except PortScanError as error:
-        raise ApiError(500, "Could not scan for listening ports.", f"scan listening ports: {error}") from error
-    return answer({"ports": [{"process_name": item.process, "network": "tcp", "port": item.port} for item in ports]})
+        raise _scan_failed(error) from error
+
+
+async def _watch_ports(request: web.Request) -> web.StreamResponse:
+    """An addition to the specification: lines of what `listening-ports` answers, one now and one at each change."""
+    clock, deadline = request.app[CLOCK], deadline_of(request)
+    response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+    async with aclosing(request.app[VIEWS].watch_ports()) as changes:
+        pending = asyncio.ensure_future(anext(changes))
+        try:
+            line = to_json(_port_list(await pending))
+            pending = asyncio.ensure_future(anext(changes))
+            await response.prepare(request)
+            while True:
+                await response.write(line)
+                deadline.restart()
+                try:
+                    line = to_json(_port_list(await wait_for(clock, asyncio.shield(pending), HEARTBEAT)))
+                    pending = asyncio.ensure_future(anext(changes))
+                except TimeoutError:
+                    line = b"\n"
+        except PortScanError as error:
+            if response.prepared:
+                logger.warning("watching the listening ports ended: %s", error)
+                return response
+            raise _scan_failed(error) from error
+        finally:
+            pending.cancel()
+            await asyncio.wait({pending})
+
+
+def _port_list(ports: Sequence[Port]) -> dict[str, Any]:
+    return {"ports": [{"process_name": item.process, "network": "tcp", "port": item.port} for item in ports]}
+
+
+def _scan_failed(error: PortScanError) -> ApiError:
+    return ApiError(500, "Could not scan for listening ports.", f"scan listening ports: {error}")
 
 
 async def _netcheck(request: web.Request) -> web.Response:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from agent.clock import Clock
+
+if TYPE_CHECKING:
+    from aiohttp import web
 
 REQUEST_LIMIT: Final = 20.0
 """Seconds for each phase: until there is a request, until it is answered, until the answer is taken."""
@@ -29,3 +32,11 @@ class RequestDeadline:
         """Wait until a phase has taken too long."""
         while (left := self._until - self._clock.now()) > 0:
             await self._clock.sleep(left)
+
+
+def deadline_of(request: web.Request) -> RequestDeadline:
+    """The deadline of the connection on which a request came."""
+    assert request.transport is not None, "without a connection no handler is called"
+    deadline = request.transport.get_extra_info("deadline")
+    assert isinstance(deadline, RequestDeadline)
+    return deadline

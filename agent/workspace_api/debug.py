@@ -9,7 +9,7 @@ from aiohttp import web
 
 from agent.workspace_api import logfiles, manifest, metrics, streaming
 from agent.workspace_api.answers import to_json
-from agent.workspace_api.deadline import LONG_LIMIT, RequestDeadline
+from agent.workspace_api.deadline import LONG_LIMIT, deadline_of
 from agent.workspace_api.views import Views
 
 STATES: Final = dict.fromkeys(("1", "t", "T", "TRUE", "true", "True"), True) | dict.fromkeys(
@@ -42,7 +42,7 @@ class _Pages:
             except ValueError as error:
                 return web.Response(text=f"after must be an RFC3339 timestamp: {error}\n", status=400)
             chunks = logfiles.read_since(self._views.log_dir, since)
-            _allow(request, LONG_LIMIT)
+            deadline_of(request).restart(LONG_LIMIT)
         else:
             chunks = logfiles.read_active(self._views.log_dir)
         try:
@@ -83,9 +83,3 @@ class _Pages:
     async def prometheus(self, request: web.Request) -> web.Response:
         body = metrics.render(self._views.metrics()).encode()
         return web.Response(body=body, headers={"Content-Type": "text/plain"})
-
-
-def _allow(request: web.Request, seconds: float) -> None:
-    deadline = request.transport.get_extra_info("deadline") if request.transport is not None else None
-    assert isinstance(deadline, RequestDeadline)
-    deadline.restart(seconds)

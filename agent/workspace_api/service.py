@@ -66,7 +66,7 @@ class WorkspaceApi:
         await asyncio.to_thread(importlib.import_module, "agent.workspace_api.app")
         from agent.workspace_api.app import make_runner
 
-        runner = make_runner(self._views)
+        runner = make_runner(self._views, self._clock)
         await runner.setup()
         return runner
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -42,6 +42,8 @@ class Views:
 
     ports: Callable[[], Awaitable[Sequence[Port]]]
     """Raises `PortScanError`."""
+    watch_ports: Callable[[], AsyncGenerator[Sequence[Port]]]
+    """The same now and at each change. Raises `PortScanError`."""
     manifest: Callable[[], Manifest | None]
     log_dir: Path
     """Where `coder-agent.log` and its predecessors are."""

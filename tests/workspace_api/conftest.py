@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,8 @@ class Shown:
     node: Sequence[tuple[str, str]] | None = None
     metrics: Sequence[Metric] = ()
     debug: list[bool] = field(default_factory=list)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set: watchers look again."""
     hold: asyncio.Event | None = None
     """Set: asking for the ports waits for it."""
 
@@ -47,6 +49,13 @@ class Shown:
             raise PortScanError(self.ports)
         return self.ports
 
+    async def watch_ports(self) -> AsyncGenerator[Sequence[Port]]:
+        yield await self.list_ports()
+        while True:
+            await self.changed.wait()
+            self.changed.clear()
+            yield await self.list_ports()
+
 
 class Client:
     """An HTTP client of the API. `dial` is for what no decent client does."""
@@ -58,6 +67,7 @@ class Client:
         self.api = WorkspaceApi(
             Views(
                 ports=shown.list_ports,
+                watch_ports=shown.watch_ports,
                 manifest=lambda: shown.manifest,
                 log_dir=logs,
                 home=str(home),

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from agent.api.manifest import from_proto
 from agent.api.proto import agent_pb2 as pb
 from agent.protocol.tcp import TcpError
-from agent.testing import ManualClock
+from agent.testing import ManualClock, settle
 from agent.testing.streams import stream_pair
 from agent.workspace_api import Metric, service
 from agent.workspace_api.answers import ApiError, Query, object_from, to_json
@@ -61,6 +61,43 @@ async def test_listening_ports(client: Client) -> None:
         "message": "Could not scan for listening ports.",
         "detail": "scan listening ports: /proc/net/tcp: Permission denied",
     }
+
+
+async def test_ports_as_they_change(client: Client, clock: ManualClock) -> None:
+    async with client.session.get("http://agent:4/api/v0/listening-ports/watch") as answer:
+        assert (answer.status, answer.content_type) == (200, "application/x-ndjson")
+        assert json.loads(await answer.content.readline()) == {"ports": []}
+        client.shown.ports = (Port(3000, "node"),)
+        client.shown.changed.set()
+        assert json.loads(await answer.content.readline())["ports"][0]["port"] == 3000
+        for _ in range(5):  # far longer than a request may take otherwise
+            await clock.advance(10)
+            assert await answer.content.readline() == b"\n"
+        client.shown.ports = ()
+        client.shown.changed.set()
+        await clock.advance(10)  # both at once: nothing is lost
+        lines = [await answer.content.readline()]
+        if lines[0] == b"\n":
+            lines.append(await answer.content.readline())
+        assert json.loads(lines[-1]) == {"ports": []}
+        client.shown.ports = "gone"
+        client.shown.changed.set()
+        assert await answer.content.read() == b""
+    client.shown.ports = "/proc/net/tcp: Permission denied"
+    status, _, body = await client.get("/api/v0/listening-ports/watch")
+    assert (status, json.loads(body)["message"]) == (500, "Could not scan for listening ports.")
+
+
+async def test_a_watcher_that_goes_away_leaves_nothing(client: Client) -> None:
+    for turns in range(0, 60, 2):
+        stream = client.dial()
+        await stream.write(b"GET /api/v0/listening-ports/watch HTTP/1.1\r\nHost: agent\r\n\r\n")
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        stream.abort()
+        await until(lambda: not client.serving)
+    await settle()
+    assert not client.shown.changed._waiters
 
 
 @pytest.mark.spec("terminal-ssh-http", 45)
