@@ -19,13 +19,21 @@ class Segment:
 
     __slots__ = ("acked", "end", "fin", "lost", "payload", "retransmissions", "sent_at", "stamp", "start")
 
-    def __init__(self, start: int, end: int, payload: bytes | memoryview, fin: bool = False) -> None:
+    def __init__(
+        self,
+        start: int,
+        end: int,
+        payload: bytes | memoryview,
+        fin: bool = False,
+        sent_at: float = 0.0,
+        stamp: int = 0,
+    ) -> None:
         self.start = start
         self.end = end
         self.payload = payload
         self.fin = fin
-        self.sent_at = 0.0
-        self.stamp = 0
+        self.sent_at = sent_at
+        self.stamp = stamp
         """The timestamp option of its last transmission."""
         self.acked = False
         self.lost = False

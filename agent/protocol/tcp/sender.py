@@ -20,6 +20,8 @@ from agent.protocol.tcp.segment import FIN, MASK, PSH, TIMESTAMP_MARK, TIMESTAMP
 
 _PLAIN = struct.Struct(">44sIIHHHH")
 _STAMPED = struct.Struct(">44sIIHHHH12s")
+_PLAIN_ACK, _STAMPED_ACK = 0x5010, 0x8010
+"""The length of the header in words, and ACK."""
 _end = attrgetter("end")
 
 _PACED_RTT = 0.004
@@ -530,8 +532,13 @@ class Sender:
         if self.trip.smoothed > _PACED_RTT:
             rate = (2.0 if self.cubic.slow_start else 1.2) * self.cubic.cwnd / self.trip.smoothed
             self._pace_at = max(self._pace_at, now - max(_PACE_BURST, _PACE_SEGMENTS * self.mss / rate))
+        count = self._full_segments(limit, now, rate)
+        if count:
+            self._emit_full(out, count, now, base, ack, window, stamp, tail)
+            if rate:
+                self._pace_at += count * self.mss / rate
         more = True
-        for _ in range(limit):
+        for _ in range(limit - count):
             if rate and self._pace_at > now and not self._probe:
                 more = False
                 break
@@ -551,6 +558,40 @@ class Sender:
                 self._pace_at += (segment.end - segment.start) / rate
         self._arm(now)
         return more
+
+    def _full_segments(self, limit: int, now: float, rate: float) -> int:
+        """How many new segments of full size may go at once, with more to send after them; `limit` at most."""
+        if self._lost or self._probe or not self._stamped:
+            return 0
+        room = min(self._buffer.size - 1, self.edge - self.nxt, int(self.cubic.cwnd) - self._pipe)
+        if rate:
+            # Each one that begins before the pace's time may go.
+            room = min(room, int((now - self._pace_at) * rate) + self.mss if self._pace_at <= now else 0)
+        return max(0, min(room // self.mss, limit))
+
+    def _emit_full(
+        self, out: list[bytes], count: int, now: float, base: int, ack: int, window: int, stamp: int, tail: bytes
+    ) -> None:
+        """What `_next` and `_pack` do, for a run of new segments that differ only in their place: bulk is made here."""
+        mss, head, iss, take, pack = self.mss, self._full_head, self._iss, self._buffer.take, _STAMPED.pack
+        base += _STAMPED_ACK
+        if not self._queue:
+            self._rto_at = None
+        self._pto_at = None
+        segments = []
+        for start in range(self.nxt, self.nxt + count * mss, mss):
+            payload = take(mss)
+            segments.append(Segment(start, start + mss, payload, sent_at=now, stamp=stamp))
+            seq = (iss + start) & MASK
+            checksum = -(base + seq + ones_sum(payload)) % 65535
+            out.append(pack(head, seq, ack, _STAMPED_ACK, window, checksum, 0, tail) + payload)
+        self._queue += segments
+        self._flight += segments
+        self.nxt += count * mss
+        self._pipe += count * mss
+        self._peak = max(self._peak, self._pipe)
+        self._counters.bytes_sent += count * mss
+        self._last_sent = now
 
     def _next(self) -> Segment | None:
         """The segment to send next, counted as sent; None if nothing may go."""
@@ -634,7 +675,7 @@ class Sender:
     def _pack(self, segment: Segment, base: int, ack: int, window: int, tail: bytes) -> bytes:
         payload = segment.payload
         size = len(payload)
-        flags = 0x8010 if tail else 0x5010
+        flags = _STAMPED_ACK if tail else _PLAIN_ACK
         if size == self.mss:
             head = self._full_head
         else:
