@@ -30,7 +30,14 @@ DEFAULT_COUNT = 10
     type=click.IntRange(min=1),
     help="Ping that often. Without it until the connection is direct, at most ten times.",
 )
-@click.option("-t", "--timeout", type=click.FloatRange(min=0, min_open=True), default=5.0, show_default=True)
+@click.option(
+    "-t",
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=5.0,
+    show_default=True,
+    help="Seconds to wait for each answer.",
+)
 @click.option("--wait", type=click.FloatRange(min=0), default=1.0, show_default=True, help="Seconds between two pings.")
 @json_option
 def ping(agent: str, count: int | None, timeout: float, wait: float, as_json: bool) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Final
 from uuid import UUID
 
@@ -70,7 +70,7 @@ class Coordinator:
                 tasks = [
                     telling,
                     group.create_task(self._say_goodbye(sending, telling), name="leave the tailnet"),
-                    group.create_task(self._keep(), name="peers that wait"),
+                    *(group.create_task(body) for body in self._beside()),
                 ]
                 while (message := await call.receive()) is not None:
                     response = pb.CoordinateResponse.FromString(message)
@@ -123,8 +123,9 @@ class Coordinator:
     async def _begin(self, sending: _Sending) -> None:
         """Before anything else is sent."""
 
-    async def _keep(self) -> None:
-        """Goes on beside the stream."""
+    def _beside(self) -> Iterable[Coroutine[None, None, None]]:
+        """What goes on while the stream is read."""
+        return ()
 
     async def _take(self, response: pb.CoordinateResponse, sending: _Sending) -> None:
         ready = []
@@ -190,7 +191,10 @@ class ClientCoordinator(Coordinator):
             self._peers.set(self._agent, self._waiting)
             self._waiting = None
 
-    async def _keep(self) -> None:
+    def _beside(self) -> Iterable[Coroutine[None, None, None]]:
+        return (self._begin_anyway(),)
+
+    async def _begin_anyway(self) -> None:
         while True:
             await self._news.wait()
             self._news.clear()
