@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -46,40 +46,38 @@ class SpeedtestService:
     async def serve(self, stream: Stream) -> None:
         """One connection, to its end. Raises `TcpError` where the client goes away."""
         try:
-            async with deadline(self._clock, GREETING_LIMIT):
-                request = await self._greet(stream)
+            try:
+                async with deadline(self._clock, GREETING_LIMIT):
+                    line, _ = await _first_line(stream)
+                request = speedtest.read_request(line)
+                with self._place(request):
+                    await self._run(stream, request)
+            except SpeedtestError as error:
+                await stream.write(speedtest.answer(str(error)))
+                stream.shutdown_write()
         except TimeoutError:
             return
-        if request is None:
-            return
+
+    @contextmanager
+    def _place(self, request: Request) -> Iterator[None]:
+        if request.time > MAX_TIME * 1e9:
+            raise SpeedtestError(f"a test may last {MAX_TIME:g} s at most")
+        if self._running >= MAX_TESTS:
+            raise SpeedtestError(f"there are {MAX_TESTS} speed tests already; try again later")
         self._running += 1
-        seconds = max(request.time / 1e9, 0.0)
         try:
-            async with deadline(self._clock, max(seconds * SLACK, MIN_LIMIT)):
-                if request.direction is Direction.DOWN:
-                    await self._send(stream, seconds)
-                else:
-                    await _discard(stream)
-        except TimeoutError:
-            return
+            yield
         finally:
             self._running -= 1
 
-    async def _greet(self, stream: Stream) -> Request | None:
-        """What the client wants; None when it was told that it does not get it."""
-        try:
-            line, _ = await _first_line(stream)
-            request = speedtest.read_request(line)
-            if request.time > MAX_TIME * 1e9:
-                raise SpeedtestError(f"a test may last {MAX_TIME:g} s at most")
-            if self._running >= MAX_TESTS:
-                raise SpeedtestError(f"there are {MAX_TESTS} speed tests already; try again later")
-        except SpeedtestError as error:
-            await stream.write(speedtest.answer(str(error)))
-            stream.shutdown_write()
-            return None
-        await stream.write(speedtest.answer())
-        return request
+    async def _run(self, stream: Stream, request: Request) -> None:
+        seconds = max(request.time / 1e9, 0.0)
+        async with deadline(self._clock, max(seconds * SLACK, MIN_LIMIT)):
+            await stream.write(speedtest.answer())
+            if request.direction is Direction.DOWN:
+                await self._send(stream, seconds)
+            else:
+                await _discard(stream)
 
     async def _send(self, stream: Stream, seconds: float) -> None:
         block = os.urandom(BLOCK)
@@ -136,7 +134,9 @@ async def measure(
                 raise SpeedtestError(f"the test did not end within {limit:g} s") from error
             now = clock.now()
             size += piece or 0
-            if size and (piece is None or now - start >= interval):
+            # An upload is over when the rest has gone through, also where that took a while.
+            last = piece is None and (size > 0 or direction is Direction.UP)
+            if last or (size and now - start >= interval):
                 yield Interval(start - began, now - began, size)
                 start, size = now, 0
             if piece is None:

@@ -183,6 +183,26 @@ async def test_a_client_learns_of_a_refusal_and_of_a_dead_agent() -> None:
         await anext(measure(near, Direction.DOWN, 1, clock))
 
 
+async def test_an_upload_lasts_until_everything_has_gone_through() -> None:
+    clock = ManualClock()
+    near, far = stream_pair(1 << 30)  # takes everything, and passes it on later
+    await far.write(b"{}\n")
+    intervals: list[Interval] = []
+
+    async def client() -> None:
+        async for interval in measure(near, Direction.UP, 0.5, clock):
+            intervals.append(interval)
+
+    measuring = asyncio.create_task(client())
+    await clock.advance(0.6)
+    await clock.advance(1.5)
+    assert not measuring.done()
+    while await far.read(1 << 24):
+        await settle()
+    await measuring
+    assert intervals[-1].end == pytest.approx(2.1)
+
+
 def test_rates_are_bits_per_second() -> None:
     assert Interval(1.0, 3.0, 1_000_000).rate == 4_000_000
     assert Interval(1.0, 1.0, 5).rate == 0
