@@ -88,6 +88,7 @@ class Attachment:
             for task in (shown, asked):
                 task.cancel()
             await asyncio.gather(shown, asked, return_exceptions=True)
+            self._counters.resyncs += viewer.resyncs
             session.detach(viewer)
             session.release()
 

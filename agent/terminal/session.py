@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from agent.clock import Clock
+from agent.terminal.expiry import Expiry
 from agent.terminal.pty import Process, Pty
 from agent.terminal.ring import Ring
 
@@ -52,6 +53,8 @@ class Viewer:
         self.restore = restore
         """Whether the next thing it gets is the whole history."""
         self.rows = 0
+        self.resyncs = 0
+        """How often it fell behind."""
         self._wake = asyncio.Event()
 
     def wake(self) -> None:
@@ -90,10 +93,8 @@ class Session:
         self.state = State.READY
         self.reason = ""
         """Why the session ended; empty when its process did."""
-        self.resyncs = 0
-        self.read_errors = 0
-        self._expiry: asyncio.Task[None] | None = None
-        self._expire_after(limits.idle if adopted else limits.first_viewer)
+        self._expiry = Expiry(clock, lambda: self.close("reconnecting pty timeout"))
+        self._expiry.start(limits.idle if adopted else limits.first_viewer)
         self._pty.start_reading(self._readable)
 
     @property
@@ -108,7 +109,7 @@ class Session:
         viewer = Viewer(self._ring.head if restore else 0, restore=restore)
         self._seen = True
         self._viewers.add(viewer)
-        self._stop_expiry()
+        self._expiry.stop()
         self._read_on()
         return viewer
 
@@ -116,7 +117,7 @@ class Session:
         """Idempotent."""
         self._viewers.discard(viewer)
         if not self._viewers and self.state is State.READY:
-            self._expire_after(self._limits.idle)
+            self._expiry.start(self._limits.idle)
         self._read_on()
 
     async def output(self, viewer: Viewer) -> bytes:
@@ -126,7 +127,7 @@ class Session:
         """
         while True:
             if viewer.restore or viewer.position < self._ring.tail:
-                self.resyncs += not viewer.restore
+                viewer.resyncs += not viewer.restore
                 return self._restored(viewer)
             if viewer.position < self._ring.head:
                 return self._ring.read(viewer.position, _PIECE)
@@ -170,7 +171,7 @@ class Session:
     def _let_go(self, reason: str) -> None:
         self.state = State.CLOSING
         self.reason = reason
-        self._stop_expiry()
+        self._expiry.stop()
         if self._nudging is not None:
             self._nudging.cancel()
         self._pty.close()
@@ -232,18 +233,3 @@ class Session:
             pass  # no size can be set, so none was changed: the program does not draw again, no more
         finally:
             self._nudging = None
-
-    # ---- expiry
-
-    def _expire_after(self, seconds: float) -> None:
-        self._stop_expiry()
-        self._expiry = asyncio.create_task(self._expire(seconds), name="terminal expiry")
-
-    def _stop_expiry(self) -> None:
-        if self._expiry is not None and self._expiry is not asyncio.current_task():
-            self._expiry.cancel()
-        self._expiry = None
-
-    async def _expire(self, seconds: float) -> None:
-        await self._clock.sleep(seconds)
-        self.close("reconnecting pty timeout")

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+
+import structlog  # noqa: F401 - the room imports it when it logs; the daemon has done so long before
 
 from agent.clock import Clock
 from agent.protocol.tcp import ConnectionClosedTcpError
@@ -42,15 +45,20 @@ class MemoryStream:
         self.stopped = False
         self._changed.set()
 
-    async def until(self, text: bytes, seconds: float = 10.0) -> bytes:
+    async def until(self, text: bytes) -> bytes:
         """Wait for `text`; everything that was shown."""
-        async with asyncio.timeout(seconds):
-            while text not in self.shown:
+        await self.match(re.compile(re.escape(text)))
+        return bytes(self.shown)
+
+    async def match(self, pattern: re.Pattern[bytes]) -> re.Match[bytes]:
+        """Wait for a match of `pattern`."""
+        async with asyncio.timeout(20):
+            while (found := pattern.search(self.shown)) is None:
                 if self.closed:
-                    raise AssertionError(f"closed before {text!r} was shown: {bytes(self.shown)!r}")
+                    raise AssertionError(f"closed before {pattern.pattern!r} was shown: {bytes(self.shown[-1000:])!r}")
                 self._changed.clear()
                 await self._changed.wait()
-        return bytes(self.shown)
+        return found
 
     # ---- the agent
 
