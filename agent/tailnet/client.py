@@ -37,6 +37,8 @@ TOKEN_HEADER: Final = "Coder-Session-Token"  # noqa: S105 - the name of a header
 API_VERSION: Final = "2.0"
 REQUEST_LIMIT: Final = 30.0
 """Seconds for one request, the upgrade of a WebSocket included."""
+START_LIMIT: Final = 30.0
+"""Seconds until the server coordinates; what fails meanwhile is tried again."""
 REACH_LIMIT: Final = 30.0
 """Seconds until an agent counts as not reachable."""
 FAREWELL: Final = 1.0
@@ -199,11 +201,13 @@ class AgentConnection:
         )
         self._coordinator = ClientCoordinator(self.tailnet, uuid4(), agent, clock)
         self._resume_token = ""
+        self._trouble: ServerError | None = None
+        """Why the coordinator could not be reached the last time."""
         self._coordinated = asyncio.Event()
         self._tasks: list[asyncio.Task[Any]] = []
 
     async def start(self) -> None:
-        """Begin; returns once the server coordinates. Raises `ServerError` when it refuses to."""
+        """Begin; returns once the server coordinates. Raises `ServerError` when it refuses to, or does not in time."""
         self.tailnet.start()
         self._take_map(self.derp_map)
         coordinating = asyncio.create_task(self._keep_coordinated(), name="coordination")
@@ -211,7 +215,12 @@ class AgentConnection:
         coordinating.add_done_callback(_ended)
         begun = asyncio.create_task(self._coordinated.wait(), name="the first coordination")
         self._tasks.append(begun)
-        await asyncio.wait({coordinating, begun}, return_when=asyncio.FIRST_COMPLETED)
+        try:
+            async with deadline(self._clock, START_LIMIT):
+                await asyncio.wait({coordinating, begun}, return_when=asyncio.FIRST_COMPLETED)
+        except TimeoutError as error:
+            why = self._trouble or "it does not answer"
+            raise ServerError(f"{self._session.server} does not coordinate within {START_LIMIT:g} s: {why}") from error
         if coordinating.done():
             coordinating.result()
 
@@ -276,6 +285,7 @@ class AgentConnection:
                     self._resume_token = ""
                 elif error.status in PERMANENT and not self._coordinated.is_set():
                     raise
+                self._trouble = error
                 logger.info("the coordinator cannot be reached: %s", error)
             else:
                 self._coordinated.set()

@@ -14,7 +14,7 @@ from yarl import URL
 
 from agent.api import methods
 from agent.api.proto import tailnet_pb2 as pb
-from agent.clock import SystemClock
+from agent.clock import Clock, SystemClock
 from agent.rpc import RpcServer, ServerStream, Streaming, Unary, WebSocketTransport
 from agent.tailnet.client import AgentConnection, ServerError, ServerSession, connect
 from agent.tailnet.derp_map import DerpMap, to_json, to_message
@@ -100,8 +100,8 @@ class Server:
             await server.close()
 
     @asynccontextmanager
-    async def client(self) -> AsyncIterator[AgentConnection]:
-        async with connect(self.url, TOKEN, AGENT, CLOCK) as connection:
+    async def client(self, clock: Clock = CLOCK) -> AsyncIterator[AgentConnection]:
+        async with connect(self.url, TOKEN, AGENT, clock) as connection:
             yield connection
 
 
@@ -165,6 +165,25 @@ async def test_a_server_that_talks_nonsense_is_dialled_again(caplog: pytest.LogC
         async with server.client():
             await until(lambda: len(server.open) == 3)
     assert "coordination failed" in caplog.text
+
+
+class Hasty(SystemClock):
+    """A hundred times as fast."""
+
+    def now(self) -> float:
+        return super().now() * 100
+
+    async def sleep(self, seconds: float) -> None:
+        await super().sleep(seconds / 100)
+
+
+async def test_a_coordinator_that_does_not_come_is_given_up() -> None:
+    async with Server().running() as server:
+        server.refuse = [web.json_response({"message": "Not now."}, status=503) for _ in range(1000)]
+        with pytest.raises(ServerError, match=r"does not coordinate within 30 s: .*Not now \(503\)"):
+            async with server.client(Hasty()):
+                pass
+        assert len(server.dials) > 3
 
 
 @pytest.mark.parametrize("info", [{}, [], "x", {"derp_map": {"Regions": 5}}, None])
