@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import sys
@@ -18,6 +19,7 @@ RETRY_AFTER: Final = 5.0
 NETLINK_LIMIT: Final = 1.0
 """Seconds for one answer of the kernel, which has it at once."""
 _NETLINK_SOCK_DIAG: Final = 4
+_TRANSIENT: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS))
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
@@ -60,6 +62,13 @@ class Scanner:
             from agent.ports.portable import scan
 
             return scan(self._own_pid)
+        try:
+            return self._scan()
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            raise ScanError(f"{where}{error.strerror or error}") from error
+
+    def _scan(self) -> tuple[ListeningPort, ...]:
         sockets = self._sockets()
         inodes = {inode for _, inode in sockets}
         names = self._names(inodes)
@@ -78,13 +87,12 @@ class Scanner:
         if self._netlink:
             try:
                 return [pair for family in (socket.AF_INET, socket.AF_INET6) for pair in _ask_kernel(family)]
-            except OSError:
+            except OSError as error:
+                if error.errno in _TRANSIENT:
+                    raise
                 # Some sandboxes and kernels have no sock_diag. Not asked again: it might load a module each time.
                 self._netlink = False
-        try:
-            found = listeners(_read(f"{self._proc}/net/tcp"))
-        except OSError as error:
-            raise ScanError(f"{error.filename}: {error.strerror or error}") from error
+        found = listeners(_read(f"{self._proc}/net/tcp"))
         try:
             found += listeners(_read(f"{self._proc}/net/tcp6"))
         except OSError:

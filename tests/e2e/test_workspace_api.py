@@ -93,6 +93,29 @@ async def test_ports_of_the_workspace(tmp_path: Path) -> None:
         assert not mine & (await ports(http)).keys()
 
 
+async def test_ports_as_they_change(tmp_path: Path) -> None:
+    async with session(tmp_path, {}) as http, http.get("/api/v0/listening-ports/watch") as answer:
+        seen: set[int] = set()
+
+        async def until_seen(port: int, listening: bool) -> float:
+            """Seconds until the agent said so."""
+            began = time.monotonic()
+            async with asyncio.timeout(15):
+                while (port in seen) is not listening:
+                    if (line := await answer.content.readline()).strip():
+                        seen.clear()
+                        seen.update(item["port"] for item in json.loads(line)["ports"])
+            return time.monotonic() - began
+
+        took = []
+        for _ in range(3):
+            with socket.create_server(("127.0.0.1", 0)) as held:
+                port = held.getsockname()[1]
+                took.append(await until_seen(port, True))
+            took.append(await until_seen(port, False))
+        assert min(took) < 1.2  # on a busy machine not every time
+
+
 def hidden_listener() -> socket.socket:
     """On a port that a server does not show, and that is free here."""
     for port in sorted(HIDDEN, reverse=True):

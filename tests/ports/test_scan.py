@@ -195,3 +195,19 @@ def test_a_kernel_without_netlink_is_asked_once(monkeypatch: pytest.MonkeyPatch)
     scanner.scan()
     scanner.scan()
     assert len(asked) == 1
+
+
+def test_no_descriptors_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A failure, and a passing one: the kernel is asked again."""
+    ask = scan_module._ask_kernel
+
+    def refuse(family: int) -> list[tuple[int, int]]:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(scan_module, "_ask_kernel", refuse)
+    scanner = Scanner()
+    with pytest.raises(ScanError, match="Too many open files"):
+        scanner.scan()
+    monkeypatch.setattr(scan_module, "_ask_kernel", ask)
+    scanner.scan()
+    assert scanner._netlink
