@@ -34,7 +34,7 @@ from agent.testing.nodes import OURS, Node, NodeError, foreign
 from tests.e2e.tailnet_peer import foreign_agent, foreign_client
 from tests.e2e.test_derp_peer import running
 from tests.e2e.test_tailnet import World, parse, world
-from tests.e2e.test_tailnet_server import Host, guest
+from tests.e2e.test_tailnet_server import guest
 
 pytestmark = pytest.mark.timeout(660)  # the first of them builds the peer; each has its own deadlines
 
@@ -282,38 +282,31 @@ async def test_direct_paths_are_forbidden_and_allowed_again(peer_program: Path) 
 
 @pytest.mark.spec("tailnet", 61, 63)
 @pytest.mark.parametrize("direct", [False, True], ids=["relayed", "direct"])
-async def test_their_client_finds_our_agent_through_the_server(
-    peer_program: Path, tmp_path: Path, direct: bool
-) -> None:
-    async with Deployment(tmp_path) as deployed:
+async def test_their_client_and_our_agent_that_is_killed(peer_program: Path, tmp_path: Path, direct: bool) -> None:
+    """The programs as people run them: server, agent, and a listener of the workspace."""
+    options = [] if direct else ["--direct=false"]
+    async with Deployment(tmp_path) as deployed, await asyncio.start_server(answer, "127.0.0.1", 0) as listener:
+        port = listener.sockets[0].getsockname()[1]
         created = await deployed.create_agent(json.dumps({"name": "dev"}))
-        agent = UUID(created.id)
-        to, *others = [str(ipaddress.IPv6Address(own)) for own in agent_addresses(agent)]
-        options = [] if direct else ["--direct=false"]
-        async with (
-            theirs(peer_program, *options) as client,
-            foreign_client(client, deployed.url, deployed.token, agent) as bridge,
-        ):
-            for _ in range(2):  # the second agent is the same with new keys, as after a restart
-                host = Host(deployed, created, direct=direct)
-                try:
-                    async with host.connected():
-                        await client.reach(to, 4)
-                        await client.echo(to, size=100_000, count=10)
-                        for other in others:
-                            await client.reach(other, 1)
-                        if direct:
-                            await until_direct(client, to)
-                        # Another client, which is the first one after a restart, is known at once.
-                        async with (
-                            theirs(peer_program, *options) as second,
-                            foreign_client(second, deployed.url, deployed.token, agent),
-                        ):
-                            await second.reach(to, 4)
-                            await second.echo(to, count=10)
-                        await host.coordinator.leave()
-                finally:
-                    await host.tailnet.aclose()
+        ident = UUID(created.id)
+        addresses = [str(ipaddress.IPv6Address(own)) for own in agent_addresses(ident)]
+        to = addresses[0]
+        agent = deployed.agent(created)
+        first = theirs(peer_program, *options)
+        async with first, foreign_client(first, deployed.url, deployed.token, ident) as bridge:
+            for _ in range(2):  # killed in between, after which it is the same agent with new keys
+                await agent.start()
+                await first.reach(to, 20)
+                for each in addresses:
+                    await first.echo(each, port=port, size=100_000, count=10)
+                if direct:
+                    await until_direct(first, to)
+                # A client that comes while everything else is there waits for nothing.
+                second = theirs(peer_program, *options)
+                async with second, foreign_client(second, deployed.url, deployed.token, ident):
+                    await second.reach(to, 4)
+                    await second.echo(to, port=port, count=10)
+                await agent.kill()
             kinds = [update.kind for update in bridge.updates]
             assert kinds.count(pb.CoordinateResponse.PeerUpdate.READY_FOR_HANDSHAKE) >= 2
 
