@@ -48,8 +48,8 @@ class Routine:
     """One routine: `run` is called with the connection's API and returns when it has nothing more to do.
 
     `needs` is the oldest API version with which it makes sense, `after` the name of a routine that must have returned
-    without failure on this connection before this one starts. In a shutdown, where the other may have been stopped, this
-    one does not wait for it.
+    without failure on this connection before this one starts. In a shutdown, where the other may have been stopped,
+    this one does not wait for it.
     """
 
     name: str

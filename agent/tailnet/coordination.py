@@ -15,7 +15,7 @@ from agent.api import methods
 from agent.api.proto import tailnet_pb2 as pb
 from agent.api.tailnet import write_key
 from agent.clock import Clock, deadline
-from agent.rpc import CallError, Duplex, RpcClient
+from agent.rpc import CallError, Duplex, RpcClient, UnsupportedError
 from agent.tailnet import derp_map
 from agent.tailnet.peers import Peers, describe
 from agent.tailnet.tailnet import NodeState, Tailnet
@@ -81,6 +81,8 @@ class Coordinator:
                 for task in tasks:
                     task.cancel()
         except* CallError as errors:
+            if isinstance(errors.exceptions[0], UnsupportedError):
+                self._gone.set()  # who does not coordinate need not be told anything
             raise errors.exceptions[0] from None
         finally:
             self._peers.lose_all()

@@ -198,6 +198,8 @@ async def test_a_server_without_a_network_is_a_feature_absent(network: Network, 
         await until_node(network)
         await clock.advance(60)
         assert not task.done()
+        await network.leave()
+        await network.left()  # at once: there is nobody to say goodbye to
         await plane.aclose()
         await task
     absent = [entry["routine"] for entry in logs if entry["event"] == "feature absent"]
