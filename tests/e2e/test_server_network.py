@@ -160,7 +160,8 @@ async def test_an_agent_that_restarts_is_reached_at_once(tmp_path: Path) -> None
         async with host(running, created) as first, first.connected(), running.dial(created) as stream:
             await stream.connected()
             await stream.turn(b"before")
-            # The process is gone without a word, and the next one is there before anybody noticed.
+            # The process is gone, and the next one is there before the control plane has noticed.
+            await first.tailnet.aclose()
             async with host(running, created) as second, second.connected():
                 began = time.monotonic()
                 async with running.dial(created) as other:
