@@ -12,16 +12,20 @@ RECORDINGS = Path(__file__).with_name("recordings")
 NAMES = sorted(path.stem for path in RECORDINGS.glob("*.bin"))
 ROWS, COLUMNS = 24, 80
 _KEYS = re.compile(rb"\x1b\[[>?][0-9;]*m")
-"""How keys are to be encoded, and the question for it; pyte takes that for colours."""
 
 
 def recording(name: str) -> bytes:
-    return _KEYS.sub(b"", (RECORDINGS / f"{name}.bin").read_bytes())
+    return understood((RECORDINGS / f"{name}.bin").read_bytes())
 
 
 def drawn_again(name: str) -> bytes:
     """What the program drew when it was nudged."""
-    return _KEYS.sub(b"", (RECORDINGS / f"{name}.again").read_bytes())
+    return understood((RECORDINGS / f"{name}.again").read_bytes())
+
+
+def understood(output: bytes) -> bytes:
+    """Without what pyte takes for something else: how keys are to be encoded (it takes that for colours)."""
+    return _KEYS.sub(b"", output)
 
 
 class Emulator:
