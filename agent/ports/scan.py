@@ -14,7 +14,9 @@ from typing import Final
 from agent.ports.table import diag_answer, diag_request, identity, listeners
 
 RETRY_AFTER: Final = 5.0
-"""Seconds before sockets whose owner was not found are looked for again; others' processes stay unreadable."""
+"""Seconds before a socket whose owner was not found is looked for again; twice as long each further time …"""
+RETRY_AT_MOST: Final = 300.0
+"""… up to this: others' processes mostly stay unreadable, and looking means looking at every descriptor there is."""
 
 NETLINK_LIMIT: Final = 1.0
 """Seconds for one answer of the kernel, which has it at once."""
@@ -41,6 +43,12 @@ class _Owner:
     started: int  # clock ticks since boot: tells a process from a later one with the same number
 
 
+@dataclass(frozen=True, slots=True)
+class _Retry:
+    at: float
+    pause: float
+
+
 class Scanner:
     """Remembers who owned which socket, so that a scan in which nothing changed looks at no descriptors.
 
@@ -53,7 +61,7 @@ class Scanner:
         self._proc = proc
         self._netlink = proc == "/proc"
         self._owners: dict[int, _Owner] = {}
-        self._unowned: dict[int, float] = {}
+        self._unowned: dict[int, _Retry] = {}
         self._known: set[int] = set()
 
     def scan(self) -> tuple[ListeningPort, ...]:
@@ -120,11 +128,9 @@ class Scanner:
         """Sockets to look for now; forgets those that are gone."""
         now = time.monotonic()
         self._owners = {inode: owner for inode, owner in self._owners.items() if inode in inodes}
-        self._unowned = {inode: since for inode, since in self._unowned.items() if inode in inodes}
-        for inode, since in list(self._unowned.items()):
-            if now - since >= RETRY_AFTER:
-                del self._unowned[inode]
-        return inodes - self._owners.keys() - self._unowned.keys()
+        self._unowned = {inode: retry for inode, retry in self._unowned.items() if inode in inodes}
+        later = {inode for inode, retry in self._unowned.items() if now < retry.at}
+        return inodes - self._owners.keys() - later
 
     def _find(self, missing: set[int]) -> None:
         """Look for owners until all are found: in new processes, then in those that listen already, then in all."""
@@ -137,10 +143,16 @@ class Scanner:
             if found and (process := self._identity(pid)) is not None:
                 owner = _Owner(pid, process[1])
                 for link in found:
-                    self._owners[left.pop(link)] = owner
+                    inode = left.pop(link)
+                    self._owners[inode] = owner
+                    self._unowned.pop(inode, None)
                 if not left:
                     return
-        self._unowned.update(dict.fromkeys(left.values(), time.monotonic()))
+        now = time.monotonic()
+        for inode in left.values():
+            before = self._unowned.get(inode)
+            pause = min(before.pause * 2, RETRY_AT_MOST) if before is not None else RETRY_AFTER
+            self._unowned[inode] = _Retry(now + pause, pause)
 
     def _open_sockets(self, pid: int, wanted: Mapping[str, int]) -> set[str]:
         """Which of these link texts are among a process's descriptors; none when that may not be seen."""

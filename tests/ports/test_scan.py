@@ -125,18 +125,28 @@ def test_an_owner_that_ended_or_became_another(proc: FakeProc) -> None:
     assert scanner.scan() == named((3000, ""))
 
 
-def test_others_processes_are_looked_at_rarely(proc: FakeProc, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_others_processes_are_looked_at_ever_more_rarely(proc: FakeProc, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     scanner = Scanner(proc=str(proc.path))
+    looked: list[float] = []
+    find = scanner._find
+
+    def watched(missing: set[int]) -> None:
+        looked.append(now[0])
+        find(missing)
+
+    monkeypatch.setattr(scanner, "_find", watched)
     proc.listen({1: 3000})
     proc.process(10, "hidden", [])
-    assert scanner.scan() == named((3000, ""))
+    for second in range(1500):
+        now[0] = float(second)
+        assert scanner.scan() == named((3000, ""))
+    assert looked == [0, 5, 15, 35, 75, 155, 315, 615, 915, 1215]
     proc.process(10, "hidden", [1])
-    now[0] = scan_module.RETRY_AFTER - 1
-    assert scanner.scan() == named((3000, ""))
-    now[0] = scan_module.RETRY_AFTER
+    now[0] = 1515.0
     assert scanner.scan() == named((3000, "hidden"))
+    assert not scanner._unowned
 
 
 def test_what_is_gone_is_forgotten(proc: FakeProc) -> None:
