@@ -24,6 +24,7 @@ ANSWER_LIMIT: Final = 180.0
 STATE_LIMIT: Final = 30.0
 STOP_LIMIT: Final = 10.0
 MAX_LINE: Final = 1 << 24
+SPEEDTEST: Final = 3
 OURS: Final = (sys.executable, "-m", "agent.testing.node_program")
 
 
@@ -126,6 +127,11 @@ class Node:
         """Seconds of each round trip; `pause` seconds lie between them."""
         answer = await self.ask("echo", to=f"[{to}]:{port}", network=network, size=size, count=count, pause=pause)
         return list(map(float, answer["trips"]))
+
+    async def speedtest(self, to: str, *, up: bool, seconds: float) -> int:
+        """The bytes that Tailscale's speed test counts. Foreign nodes only."""
+        answer = await self.ask("speedtest", to=f"[{to}]:{SPEEDTEST}", up=up, duration=seconds)
+        return int(answer["bytes"])
 
     async def ping(self, to: str, kind: str = "disco") -> dict[str, Any]:
         """`seconds`, and for "disco" also `endpoint` or `region`; the other kind is "TSMP"."""

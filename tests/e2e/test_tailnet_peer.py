@@ -23,9 +23,11 @@ from agent.api.proto import tailnet_pb2 as pb
 from agent.api.tailnet import TAILSCALE_PREFIX, agent_addresses
 from agent.clock import SystemClock
 from agent.protocol.ip import Endpoint
+from agent.protocol.speedtest import Direction
 from agent.protocol.wireguard import device, keypairs
 from agent.tailnet.derp_dial import DialOptions
 from agent.tailnet.derp_map import DerpMap
+from agent.tailnet.speedtest import measure
 from agent.tailnet.streams import TailnetStream
 from agent.tailnet.tailnet import Tailnet
 from agent.testing import traffic
@@ -39,7 +41,9 @@ from tests.e2e.test_tailnet_server import guest
 pytestmark = pytest.mark.timeout(660)  # the first of them builds the peer; each has its own deadlines
 
 SIZE = 20_000_000
-PORT_ECHO, PORT_RESET = 7, 1001
+PORT_SPEEDTEST, PORT_ECHO, PORT_RESET = 3, 7, 1001
+MIN_SPEEDTEST = 2 << 20
+"""Bytes: theirs counts blocks of so many, and breaks when there is not even one (tailnet.md §8.6)."""
 FALLBACK = 6.5
 """Seconds after the last answer over UDP until a way over UDP is not trusted any more (tailnet.md §6.4)."""
 
@@ -280,7 +284,7 @@ async def test_direct_paths_are_forbidden_and_allowed_again(peer_program: Path) 
 # ---- with our server between them
 
 
-@pytest.mark.spec("tailnet", 61, 63)
+@pytest.mark.spec("tailnet", 55, 61, 63)
 @pytest.mark.parametrize("direct", [False, True], ids=["relayed", "direct"])
 async def test_their_client_and_our_agent_that_is_killed(peer_program: Path, tmp_path: Path, direct: bool) -> None:
     """The programs as people run them: server, agent, and a listener of the workspace."""
@@ -301,6 +305,8 @@ async def test_their_client_and_our_agent_that_is_killed(peer_program: Path, tmp
                     await first.echo(each, port=port, size=100_000, count=10)
                 if direct:
                     await until_direct(first, to)
+                for up in (False, True):
+                    assert await first.speedtest(to, up=up, seconds=0.5) >= MIN_SPEEDTEST
                 # A client that comes while everything else is there waits for nothing.
                 second = theirs(peer_program, *options)
                 async with second, foreign_client(second, deployed.url, deployed.token, ident):
@@ -326,6 +332,11 @@ async def test_our_client_finds_their_agent_through_the_server(
                     await client.reachable(10)
                     trips = await traffic.round_trips(lambda: client.dial(PORT_ECHO), size=100_000, count=10)
                     assert len(trips) == 10
+                    for direction in Direction:
+                        stream = await client.dial(PORT_SPEEDTEST)
+                        size = sum([part.size async for part in measure(stream, direction, 0.5, SystemClock())])
+                        stream.close()
+                        assert size >= MIN_SPEEDTEST
                     if direct:
                         async with asyncio.timeout(10):
                             while (await client.ping(5)).endpoint is None:

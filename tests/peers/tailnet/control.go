@@ -24,23 +24,25 @@ import (
 //	options  Direct           allow or forbid direct paths
 //	bulk     To Up Bytes Streams   move bytes to the sink's or from the source's port
 //	echo     To Network Size Count Pause   send messages to the echo's port
+//	speedtest  To Up Duration  Tailscale's own, at the agent's port for it
 //	ping     To Kind          "disco" or "TSMP"; To is an address
 //	status   To
 type request struct {
-	ID      int              `json:"id"`
-	Do      string           `json:"do"`
-	DERPMap *tailcfg.DERPMap `json:"derp_map"`
-	Peers   []peer           `json:"peers"`
-	Direct  bool             `json:"direct"`
-	To      string           `json:"to"`
-	Network string           `json:"network"`
-	Up      bool             `json:"up"`
-	Bytes   int64            `json:"bytes"`
-	Streams int              `json:"streams"`
-	Size    int              `json:"size"`
-	Count   int              `json:"count"`
-	Pause   float64          `json:"pause"` // seconds after each
-	Kind    string           `json:"kind"`
+	ID       int              `json:"id"`
+	Do       string           `json:"do"`
+	DERPMap  *tailcfg.DERPMap `json:"derp_map"`
+	Peers    []peer           `json:"peers"`
+	Direct   bool             `json:"direct"`
+	To       string           `json:"to"`
+	Network  string           `json:"network"`
+	Up       bool             `json:"up"`
+	Bytes    int64            `json:"bytes"`
+	Streams  int              `json:"streams"`
+	Size     int              `json:"size"`
+	Count    int              `json:"count"`
+	Pause    float64          `json:"pause"`    // seconds after each
+	Duration float64          `json:"duration"` // seconds
+	Kind     string           `json:"kind"`
 }
 
 // answer is one line of standard output: to the request of that ID, or without one a new state of the node.
@@ -49,7 +51,8 @@ type answer struct {
 	Error    string     `json:"error,omitempty"`
 	State    *nodeState `json:"state,omitempty"`
 	Seconds  float64    `json:"seconds,omitempty"`
-	Trips    []float64  `json:"trips,omitempty"`    // seconds
+	Trips    []float64  `json:"trips,omitempty"` // seconds
+	Bytes    int        `json:"bytes,omitempty"`
 	Endpoint string     `json:"endpoint,omitempty"` // ip:port; empty where the relay is used
 	Region   int        `json:"region,omitempty"`
 }
@@ -137,6 +140,13 @@ func (n *node) obey(r request) (answer, error) {
 		}
 		trips, err := echo(dial, r.Size, r.Count, time.Duration(r.Pause*float64(time.Second)))
 		return answer{Trips: trips}, err
+	case "speedtest":
+		dial, err := n.dialer("tcp", r.To)
+		if err != nil {
+			return answer{}, err
+		}
+		bytes, err := speed(dial, r.Up, time.Duration(r.Duration*float64(time.Second)))
+		return answer{Bytes: bytes}, err
 	case "ping":
 		return n.ping(r.To, tailcfg.PingType(r.Kind))
 	case "status":

@@ -12,10 +12,13 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"tailscale.com/net/speedtest"
 )
 
 // The services of a node, the same as those of agent/testing/traffic.py: ports and lines are shared.
 const (
+	speedPort  = 3 // the agent's, see package speedtest
 	echoPort   = 7
 	sinkPort   = 9  // takes bytes until they end, then says `COUNT CRC32\n` and ends
 	sourcePort = 19 // takes a line with a count, gives as many bytes, then says `COUNT CRC32\n` and ends
@@ -34,6 +37,8 @@ var noise = func() []byte {
 
 func serve(port uint16) func(net.Conn) {
 	switch port {
+	case speedPort:
+		return closing(speedtest.ServeConn)
 	case echoPort:
 		return closing(func(conn net.Conn) error {
 			_, err := io.Copy(conn, conn)
@@ -201,4 +206,22 @@ func echo(dial dialer, size, count int, pause time.Duration) (trips []float64, e
 		return nil
 	})
 	return trips, err
+}
+
+// speed runs Tailscale's speed test and tells how many bytes it counted.
+func speed(dial dialer, up bool, duration time.Duration) (bytes int, err error) {
+	direction := speedtest.Download
+	if up {
+		direction = speedtest.Upload
+	}
+	err = transfer(dial, func(conn net.Conn) error {
+		results, err := speedtest.RunClientWithConn(direction, duration, conn)
+		for _, result := range results {
+			if result.Total {
+				bytes = result.Bytes
+			}
+		}
+		return err
+	})
+	return bytes, err
 }
