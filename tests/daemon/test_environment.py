@@ -91,6 +91,7 @@ def test_git_is_pointed_only_at_a_program_that_it_can_call(
 LAYERS = ["requested", "process", "predefined", "manifest", "secret", "agent"]
 
 
+@pytest.mark.spec("terminal-ssh-http", 20)
 @pytest.mark.spec("daemon", 17)
 @pytest.mark.parametrize(
     ("name", "layers", "winner"),
@@ -169,6 +170,7 @@ def test_a_later_manifest_replaces_everything(fixture: Fixture) -> None:
     assert "S" not in environment
 
 
+@pytest.mark.spec("terminal-ssh-http", 21)
 @pytest.mark.spec("daemon", 16)
 def test_a_directory_that_is_none_means_home_and_is_not_made(fixture: Fixture, tmp_path: Path) -> None:
     context = fixture.make()

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from agent.process import CommandError, build_command
 from agent.process.command import ARGUMENT_LIMIT, split_words
 
-pytestmark = pytest.mark.spec("daemon", 31)
+pytestmark = [pytest.mark.spec("daemon", 31), pytest.mark.spec("terminal-ssh-http", 22)]
 
 
 @pytest.mark.parametrize(
