@@ -21,6 +21,10 @@ from agent.tailnet.streams import TailnetStream
 LOOPBACK: Final = ("127.0.0.1", "::1")
 DIAL_TIMEOUT: Final = 10.0
 CHUNK: Final = 262_144
+MANY: Final = 64
+"""Connections to the workspace beyond which each holds no more than `SMALL_CHUNK` bytes that its peer has not taken:
+otherwise it could be 4 MiB for each of thousands."""
+SMALL_CHUNK: Final = 65_536
 MAX_CONNECTIONS: Final = 4096
 """TCP connections that are forwarded at one time; fewer where this process may open few files. One peer gets half."""
 MAX_FLOWS: Final = 1024
@@ -31,13 +35,16 @@ IDLE, IDLE_DNS = 120.0, 30.0
 """Seconds without traffic after which a UDP flow is forgotten; for port 53 the shorter one."""
 
 
-async def dial_local(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """A connection to a listener in the workspace, on IPv4 or else IPv6. Raises `OSError`, `TimeoutError`."""
+async def dial_local(port: int, limit: int = CHUNK) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A connection to a listener in the workspace, on IPv4 or else IPv6. Raises `OSError`, `TimeoutError`.
+
+    `limit`: half of the bytes that may wait to be read.
+    """
     first: OSError | None = None
     for host in LOOPBACK:
         try:
             async with asyncio.timeout(DIAL_TIMEOUT):
-                return await asyncio.open_connection(host, port, limit=CHUNK)
+                return await asyncio.open_connection(host, port, limit=limit)
         except OSError as error:
             first = first or error
     assert first is not None
@@ -59,10 +66,15 @@ class Quota:
 
     def take(self, peer: bytes) -> bool:
         """Count one more, or say that it is one too many."""
-        if self._taken[peer] >= self._of_peer or self._taken.total() >= self._most:
+        if self._taken[peer] >= self._of_peer or self.taken >= self._most:
             return False
         self._taken[peer] += 1
         return True
+
+    @property
+    def taken(self) -> int:
+        """By all peers."""
+        return self._taken.total()
 
     def give_back(self, peer: bytes) -> None:
         self._taken[peer] -= 1
@@ -93,24 +105,27 @@ class TcpForwarder:
             self._quota.give_back(peer)
 
     async def _forward(self, connection: Connection) -> None:
+        crowded = self._quota.taken > MANY
         try:
-            reader, writer = await dial_local(connection.local_port)
+            reader, writer = await dial_local(connection.local_port, SMALL_CHUNK if crowded else CHUNK)
         except OSError:  # TimeoutError is one
             self._engine.refuse(connection)
             return
         stream = self._engine.accept(connection)
-        await join(stream, reader, writer)
+        await join(stream, reader, writer, crowded=crowded)
 
 
-async def join(stream: TailnetStream, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def join(
+    stream: TailnetStream, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, crowded: bool = False
+) -> None:
     """Copy both ways until both sides are done, each at the other's pace; close both. An end is passed on as an end,
-    a break as a break."""
+    a break as a break. `crowded`: with little memory, and one `SMALL_CHUNK` in a round trip."""
     whole = False
     try:
         await stream.connected()
         async with asyncio.TaskGroup() as group:
             group.create_task(_inward(stream, writer))
-            group.create_task(_outward(reader, stream))
+            group.create_task(_outward(reader, stream, crowded=crowded))
         whole = True
     except* (OSError, TcpError):
         pass  # told to the other side below
@@ -141,9 +156,11 @@ async def _inward(stream: TailnetStream, writer: asyncio.StreamWriter) -> None:
         writer.write_eof()
 
 
-async def _outward(reader: asyncio.StreamReader, stream: TailnetStream) -> None:
-    while data := await reader.read(CHUNK):
+async def _outward(reader: asyncio.StreamReader, stream: TailnetStream, *, crowded: bool) -> None:
+    while data := await reader.read(SMALL_CHUNK if crowded else CHUNK):
         await stream.write(data)
+        if crowded:
+            await stream.drained()
     stream.shutdown_write()
 
 

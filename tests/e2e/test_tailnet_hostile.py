@@ -11,7 +11,8 @@ from collections.abc import Iterator
 import pytest
 
 from agent.protocol.ip import Datagram
-from agent.tailnet.forward import Quota, UdpForwarder
+from agent.protocol.tcp import Limits
+from agent.tailnet.forward import SMALL_CHUNK, Quota, UdpForwarder
 from agent.tailnet.streams import TailnetStream
 from agent.tailnet.tailnet import TailnetError
 from agent.testing import ManualClock
@@ -105,3 +106,34 @@ async def test_a_flood_of_forwarded_connections_leaves_files_for_others() -> Non
             writer.close()
         server.close()
         greeter.close()
+
+
+async def test_many_connections_whose_peer_does_not_read_hold_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent.tailnet.forward.MANY", 2)
+    gone = asyncio.Event()
+
+    async def pour(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while not gone.is_set():
+                writer.write(bytes(1 << 20))
+                await writer.drain()
+        except ConnectionError:
+            pass
+        finally:
+            writer.close()
+
+    async with world() as w:
+        host, flooder = [await w.node(direct=False, forward=number == 0) for number in range(2)]
+        flooder.engine.stack._shared.limits = Limits(receive_buffer=100_000)
+        await w.introduce(host, flooder)
+        server = await asyncio.start_server(pour, "127.0.0.1", 0)
+        streams = [await flooder.dial_tcp(w.address(host), server.sockets[0].getsockname()[1], 5) for _ in range(6)]
+        await asyncio.sleep(1)
+        held = sorted(connection.unsent for connection in host.engine.stack.connections)
+        gone.set()
+        for stream in streams:
+            stream.abort()
+        server.close()
+        await asyncio.sleep(0.2)
+        assert min(held[-2:]) > 1 << 20, "those that came first have all that they want"
+        assert all(0 < size <= SMALL_CHUNK for size in held[:-2])
