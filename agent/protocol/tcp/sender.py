@@ -26,8 +26,12 @@ _end = attrgetter("end")
 
 _PACED_RTT = 0.004
 """Below this round trip time batches are small enough to go out as they are."""
-_PACE_BURST = 0.002
+_PACE_QUANTUM = 0.001
+"""Whoever has to wait for its pace waits at least so long, and then sends in one go what is due by then: each batch
+costs both ends a pass through everything."""
+_PACE_BURST = 0.005
 _PACE_SEGMENTS = 16
+"""What a late timer has missed is made up for, up to this much time or this many segments."""
 _MAX_PERSIST = 60.0
 
 
@@ -48,6 +52,7 @@ class Sender:
         "_flow",
         "_full_head",
         "_full_sum",
+        "_held_until",
         "_iss",
         "_last_sent",
         "_limits",
@@ -131,6 +136,7 @@ class Sender:
         self._pto_at: float | None = None
         self._reorder_at: float | None = None
         self._pace_at = 0.0
+        self._held_until = 0.0
         self._backoff = 0
         self._retries = 0
         self._first_failure = 0.0
@@ -455,8 +461,8 @@ class Sender:
 
     def pace_deadline(self, now: float) -> float | None:
         """When more may be sent, if it is the pace that keeps it back."""
-        if self._pace_at > now and (self._lost or self._sendable()):
-            return self._pace_at
+        if self._held_until > now and (self._lost or self._sendable()):
+            return self._held_until
         return None
 
     def _sendable(self) -> bool:
@@ -509,7 +515,7 @@ class Sender:
             self._remember(queue[0])
         self.cubic.on_timeout(again=self._recovery is not None)
         self._recovery = self.nxt
-        self._pace_at = 0.0
+        self._pace_at = self._held_until = 0.0
 
     def _persist(self) -> None:
         """Ask the peer for its window, or use the little of it that there is."""
@@ -532,6 +538,9 @@ class Sender:
         if self.trip.smoothed > _PACED_RTT:
             rate = (2.0 if self.cubic.slow_start else 1.2) * self.cubic.cwnd / self.trip.smoothed
             self._pace_at = max(self._pace_at, now - max(_PACE_BURST, _PACE_SEGMENTS * self.mss / rate))
+            if now < self._held_until and not self._probe:
+                self._arm(now)
+                return False
         count = self._full_segments(limit, now, rate)
         if count:
             self._emit_full(out, count, now, base, ack, window, stamp, tail)
@@ -540,6 +549,7 @@ class Sender:
         more = True
         for _ in range(limit - count):
             if rate and self._pace_at > now and not self._probe:
+                self._held_until = self._pace_at + _PACE_QUANTUM
                 more = False
                 break
             segment = self._next()
