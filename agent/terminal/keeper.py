@@ -22,6 +22,7 @@ Only modules in C are imported: a keeper starts in 10 ms and has 4 MB of its own
 # The public `socket` and `signal` would double the time to start, for their enums.
 import _signal as signal  # type: ignore[import-not-found]
 import _socket as socket
+import errno
 import fcntl
 import posix
 import select
@@ -95,6 +96,10 @@ class Keeper:
         match words:
             case ["start", name, rows, columns] if len(fds) == 2:
                 self.start(name, int(rows), int(columns), *fds)
+            case ["start", name, _, _]:  # descriptors are lost where there is no room for more
+                for fd in fds:
+                    posix.close(fd)
+                self.say(f"failed {name} terminal {errno.EMFILE}")
             case ["forget", name]:
                 terminal = self.terminals.pop(name, None)
                 if terminal is not None:
@@ -157,32 +162,33 @@ def read_request(fd: int) -> tuple[bytes, list[bytes], dict[bytes, bytes]]:
 
 def spawn(request: tuple[bytes, list[bytes], dict[bytes, bytes]], rows: int, columns: int) -> tuple[int, int]:
     """The master side of a new terminal, and a process in it. Raises `StepError`."""
+    fds: list[int] = []
+    step = "terminal"
     try:
         master, slave = posix.openpty()
-    except OSError as error:
-        raise StepError("terminal", error.errno or 0) from error
-    failure_read, failure_write = posix.pipe()  # closed by a successful exec
-    try:
+        fds += (master, slave)
+        failure_read, failure_write = posix.pipe()  # closed by a successful exec
+        fds += (failure_read, failure_write)
         attributes = termios.tcgetattr(slave)
         attributes[0] |= 0o40000  # IUTF8: erasing takes a whole character
         termios.tcsetattr(slave, termios.TCSANOW, attributes)
         fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("4H", rows, columns, 0, 0))
+        step = "process"
         process = start_process(request, slave, failure_write)
+        fds.append(process)
+        posix.close(fds.pop(fds.index(failure_write)))
+        failure = posix.read(failure_read, 100).decode()
+        if failure:
+            step, _, number = failure.partition(" ")
+            raise StepError(step, int(number))
+        fds.remove(master)
+        fds.remove(process)
+        return master, process
     except OSError as error:
-        posix.close(master)
-        posix.close(failure_read)
-        raise StepError("process", error.errno or 0) from error
+        raise StepError(step, error.errno or 0) from error
     finally:
-        posix.close(slave)
-        posix.close(failure_write)
-    failure = posix.read(failure_read, 100).decode()
-    posix.close(failure_read)
-    if failure:
-        posix.close(master)
-        posix.close(process)
-        step, _, number = failure.partition(" ")
-        raise StepError(step, int(number))
-    return master, process
+        for fd in fds:
+            posix.close(fd)
 
 
 def start_process(request: tuple[bytes, list[bytes], dict[bytes, bytes]], slave: int, failure: int) -> int:

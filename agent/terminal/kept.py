@@ -5,13 +5,14 @@ from __future__ import annotations
 import array
 import asyncio
 import contextlib
+import errno
 import fcntl
 import os
 import socket
 import struct
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
@@ -69,16 +70,14 @@ class Keeper:
         if connection is None:
             return []
         found: list[Kept] = []
-        try:
-            await wait_for(self._clock, self._take_over(connection, found), _ANSWER_LIMIT)
-        except (OSError, TimeoutError, ValueError):
-            for kept in found:
-                kept.close()
-            connection.close()
-            return []
-        except BaseException:
-            connection.close()
-            raise
+        with contextlib.ExitStack() as undo:
+            undo.callback(connection.close)
+            undo.callback(_close_all, found)
+            try:
+                await wait_for(self._clock, self._take_over(connection, found), _ANSWER_LIMIT)
+            except (OSError, TimeoutError, ValueError):
+                return []  # whatever it is, it does not hand over terminals
+            undo.pop_all()
         self._use(connection)
         return found
 
@@ -152,6 +151,9 @@ class Keeper:
     async def _connected(self) -> socket.socket:
         async with self._starting:
             if self._connection is None:
+                if self._child is not None:
+                    await asyncio.to_thread(_reap, self._child)
+                    self._child = None
                 try:
                     connection, self._child = await asyncio.to_thread(
                         _start_keeper, self._directory, max(round(self._patience), 1)
@@ -195,6 +197,11 @@ class Keeper:
             case ["started", name] if len(fds) == 2 and (answer := self._answer(name)) is not None:
                 os.set_blocking(fds[0], False)
                 answer.set_result((fds[0], fds[1]))
+            case ["started", name] if len(fds) < 2 and (answer := self._answer(name)) is not None:
+                for fd in fds:
+                    os.close(fd)
+                self.forget(UUID(name))
+                answer.set_exception(StepFailedError("terminal", errno.EMFILE))  # there was no room for the descriptors
             case ["failed", name, step, number]:
                 if (answer := self._answer(name)) is not None:
                     answer.set_exception(StepFailedError(step, int(number)))
@@ -230,6 +237,11 @@ class StepFailedError(Exception):
         super().__init__(step, number)
         self.step = step
         self.number = number
+
+
+def _close_all(found: Iterable[Kept]) -> None:
+    for kept in found:
+        kept.close()
 
 
 def _receive(connection: socket.socket) -> tuple[list[str], list[int]]:

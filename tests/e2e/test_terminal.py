@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -428,6 +429,24 @@ async def test_without_its_keeper_a_terminal_goes_on_and_new_ones_are_made(make:
     await client.until("still there")
     other = Client(service, shell())
     await other.until("$")
+
+
+async def test_terminals_that_are_used_up_are_told_and_the_others_go_on(make: MakeService, tmp_path: Path) -> None:
+    service, init = await make(), shell()
+    client = Client(service, init)
+    await client.until("$")
+    keeper = await asyncio.to_thread(_keeper)
+    held = len(await asyncio.to_thread(os.listdir, f"/proc/{keeper}/fd"))
+    for room in range(12):
+        resource.prlimit(keeper, resource.RLIMIT_NOFILE, (held + room, 4096))
+        other = Client(service, shell(command="echo fine"))
+        if "fine" in await other.ended():
+            break
+    assert room > 3
+    assert service.counters.errors == {"create_command": room}
+    client.type("echo go''ing on\r")
+    await client.until("going on")
+    assert len(await asyncio.to_thread(os.listdir, f"/proc/{keeper}/fd")) == held
 
 
 async def test_the_keeper_knows_no_secret(make: MakeService) -> None:
