@@ -24,6 +24,7 @@ from agent.api.tailnet import TAILSCALE_PREFIX
 from agent.clock import SystemClock
 from agent.protocol import disco, ip, keys
 from agent.protocol.derp import Packets
+from agent.protocol.tcp import Connected, Limits, TcpStack
 from agent.protocol.tcp.segment import SYN, build
 from agent.protocol.wireguard import Device
 from agent.tailnet.derp_client import DerpClient
@@ -32,12 +33,13 @@ from agent.tailnet.derp_map import NO_STUN, DerpMap, Region
 from agent.tailnet.derp_map import Node as RelayNode
 from agent.testing.deployment import Deployment
 from agent.testing.nodes import OURS, Node
-from agent.testing.traffic import ECHO
+from agent.testing.traffic import ECHO, SOURCE
 
 REGION = 999
 TICK = 0.01
 ECHOES = 1000
 SIZE = 20_000_000
+DEAF, WINDOW = 200, 65_536
 ALONE = 3.0
 """Seconds of an attack alone."""
 CLOCK = SystemClock()
@@ -60,6 +62,7 @@ class Attacker:
         tls, options = Tls(), DialOptions(environment={})
         self.relay = DerpClient(region, private, self, CLOCK, home=True, tls=tls, options=options)
         self._port = 1024
+        self._stack = TcpStack([_address(3)], limits=Limits(receive_buffer=WINDOW))
         self.sent = 0
 
     @property
@@ -75,8 +78,19 @@ class Attacker:
 
     def derp_packets(self, region: int, packets: Packets) -> None:
         datagrams = [datagram for _, datagram in packets if not disco.is_disco(datagram)]
-        for _, output in self.device.receive(datagrams, CLOCK.now(), CLOCK.wall()).output:
+        received = self.device.receive(datagrams, CLOCK.now(), CLOCK.wall())
+        for _, output in received.output:
             self.send(output)
+        if self._stack.connections:
+            segments = [packet for _, packets in received.packets for packet in packets if packet[6] == ip.TCP]
+            for event in self._stack.receive(segments, CLOCK.now()):
+                if isinstance(event, Connected):
+                    event.connection.write(b"1000000000\n")
+            self._flush()
+
+    def _flush(self) -> None:
+        while packets := self._stack.packets_to_send(CLOCK.now()):
+            self.send_inner(packets)
 
     def derp_peer_gone(self, region: int, key: bytes) -> None: ...
     def derp_changed(self, region: int) -> None: ...
@@ -118,6 +132,13 @@ class Attacker:
     def foreign(self, count: int) -> None:
         self.send_inner([ip.build(_address(77), self._to, 59, bytes(1200)) for _ in range(count)])
 
+    def deaf(self, count: int) -> None:
+        """Asks for a gigabyte on each of more and more connections, and reads nothing."""
+        for _ in range(min(count, DEAF - len(self._stack.connections))):
+            self._stack.connect(_address(3), self._to, SOURCE, CLOCK.now())
+        self._stack.handle_timeout(CLOCK.now())
+        self._flush()
+
     def strays(self, count: int) -> None:
         """To nobody: the relay drops them."""
         self.sent += self.relay.send(os.urandom(32), [bytes(1300)] * count)
@@ -131,6 +152,7 @@ ATTACKS: dict[str, tuple[Callable[[Attacker, int], None], int]] = {
     "2,000 disco pings/s": (Attacker.pings, 2000),
     "2,000 SYN/s": (Attacker.connections, 2000),
     "2,000 packets/s from another's address": (Attacker.foreign, 2000),
+    f"{DEAF} connections that read nothing": (Attacker.deaf, 100),
     "5,000 datagrams/s to nobody": (Attacker.strays, 5000),
 }
 
