@@ -80,12 +80,6 @@ class Node:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._listening
 
-    async def kill(self) -> None:
-        """As if the machine had lost its power."""
-        assert self._process is not None
-        self._process.kill()
-        await self._process.wait()
-
     async def wait_state(self, *, endpoints: bool = False) -> dict[str, Any]:
         """Wait until the node has a home, and if asked for, endpoints."""
         async with asyncio.timeout(STATE_LIMIT):

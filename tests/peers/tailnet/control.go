@@ -19,14 +19,13 @@ import (
 
 // request is one line of standard input; Do says what it is about and which other fields matter.
 //
-//	map      DERPMap          use these relays
-//	peers    Peers            know these peers and no others
-//	options  Direct           allow or forbid direct paths
-//	bulk     To Up Bytes Streams   move bytes to the sink's or from the source's port
-//	echo     To Network Size Count Pause   send messages to the echo's port
-//	speedtest  To Up Duration  Tailscale's own, at the agent's port for it
-//	ping     To Kind          "disco" or "TSMP"; To is an address
-//	status   To
+//	map        DERPMap                    use these relays
+//	peers      Peers                      know these peers and no others
+//	options    Direct                     allow or forbid direct paths
+//	bulk       To Up Bytes Streams        move bytes to the sink's or from the source's port
+//	echo       To Network Size Count Pause  send messages to the echo's port
+//	speedtest  To Up Duration             Tailscale's own, at the agent's port for it
+//	ping       To Kind                    "disco" or "TSMP"; To is an address
 type request struct {
 	ID       int              `json:"id"`
 	Do       string           `json:"do"`
@@ -149,8 +148,6 @@ func (n *node) obey(r request) (answer, error) {
 		return answer{Bytes: bytes}, err
 	case "ping":
 		return n.ping(r.To, tailcfg.PingType(r.Kind))
-	case "status":
-		return n.status(r.To)
 	}
 	return answer{}, fmt.Errorf("unknown request %q", r.Do)
 }
@@ -184,24 +181,4 @@ func (n *node) ping(to string, kind tailcfg.PingType) (answer, error) {
 	case <-time.After(5 * time.Second):
 		return answer{}, fmt.Errorf("%s: no answer within 5 s", to)
 	}
-}
-
-// status tells the way on which datagrams go to a peer.
-func (n *node) status(to string) (answer, error) {
-	address, err := netip.ParseAddr(to)
-	if err != nil {
-		return answer{}, err
-	}
-	one, err := n.peer(address)
-	if err != nil {
-		return answer{}, err
-	}
-	var builder ipnstate.StatusBuilder
-	builder.WantPeers = true
-	n.engine.UpdateStatus(&builder)
-	known, ok := builder.Status().Peer[one.Key]
-	if !ok {
-		return answer{}, fmt.Errorf("%s: the engine does not know that peer", to)
-	}
-	return answer{Endpoint: known.CurAddr}, nil
 }

@@ -1,6 +1,7 @@
 // The other end of our tailnet: Tailscale's own code, in the variant that Coder's deployments run.
 //
-// It says what a test waits for as lines on its standard output, and ends with its standard input.
+// `node` is a whole node that obeys lines of JSON (control.go); the others are only the two ends of a relay or of a speed
+// test. Each says what a test waits for as lines on its standard output, and ends with its standard input.
 package main
 
 import (

@@ -6,7 +6,6 @@ import (
 	"log"
 	"net"
 	"net/netip"
-	"slices"
 	"sync"
 
 	"go4.org/netipx"
@@ -211,18 +210,6 @@ func (n *node) setPeers(peers []peer) error {
 		return nil
 	}
 	return err
-}
-
-// peer is the one that owns an address.
-func (n *node) peer(address netip.Addr) (*tailcfg.Node, error) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	for _, one := range n.netmap.Peers {
-		if slices.Contains(one.Addresses, netip.PrefixFrom(address, address.BitLen())) {
-			return one, nil
-		}
-	}
-	return nil, fmt.Errorf("%s: no such peer", address)
 }
 
 func hexDisco(disco key.DiscoPublic) string {
