@@ -214,6 +214,7 @@ async def _live(
     )
     metadata = MetadataCollector(context, clock)
     health = AppHealthChecker(clock)
+    traffic = Traffic(lambda: network.tailnet, lambda: terminals.viewers)
     routines = [
         Routine("manifest", manifest.run, on_failure=OnFailure.RECONNECT),
         Routine("logs", workspace.send_logs, in_shutdown=InShutdown.STAY),
@@ -230,7 +231,7 @@ async def _live(
             after="network",
         ),
         Routine("derp map", network.follow_derp_map, on_failure=OnFailure.RECONNECT, after="network"),
-        Routine("stats", StatsReporter(clock, Traffic(lambda: network.tailnet)).run, after="manifest"),
+        Routine("stats", StatsReporter(clock, traffic).run, after="manifest"),
         Routine("banners", Banners(clock).run),
     ]
 

@@ -28,12 +28,18 @@ class Terminals:
         self._context = context
         self._clock = clock
         self._opening: asyncio.Task[TerminalService] | None = None
+        self._service: TerminalService | None = None
         self._begun = asyncio.Event()
 
     def open(self, directory: Path | None) -> None:
         """The state directory is known, or that there is none. Call it once."""
         self._opening = asyncio.create_task(self._open(directory), name="open terminals")
         self._begun.set()
+
+    @property
+    def viewers(self) -> int:
+        """Connections that are being served."""
+        return self._service.counters.active if self._service is not None else 0
 
     async def serve(self, stream: TailnetStream) -> None:
         """One connection to port 2."""
@@ -52,6 +58,6 @@ class Terminals:
         await asyncio.to_thread(importlib.import_module, "agent.terminal")
         from agent.terminal import TerminalService
 
-        service = TerminalService(self._context, self._clock)
+        self._service = service = TerminalService(self._context, self._clock)
         await service.open(directory)
         return service

@@ -17,10 +17,12 @@ PING_LIMIT = 5.0
 
 
 class Traffic:
-    """The source of a `StatsReporter`. `node` gives the node of now: None before there is one, another one later."""
+    """The source of a `StatsReporter`. `node` gives the node of now: None before there is one, another one later;
+    `viewers` how many connections to terminals there are now."""
 
-    def __init__(self, node: Callable[[], Tailnet | None]) -> None:
+    def __init__(self, node: Callable[[], Tailnet | None], viewers: Callable[[], int] = lambda: 0) -> None:
         self._node = node
+        self._viewers = viewers
         self._counted: Tailnet | None = None
         self._before = (0, 0, 0, 0)
 
@@ -47,4 +49,5 @@ class Traffic:
             rx_bytes=rx_bytes,
             tx_packets=tx_packets,
             tx_bytes=tx_bytes,
+            session_count_reconnecting_pty=self._viewers(),
         )

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Protocol
 
-from agent.protocol.pty import Event, Init, Input, PtyDecoder, PtyProtocolError, Resize
+from agent.protocol.pty import Event, Init, Input, PtyDecoder, Resize
 from agent.terminal.counters import Counters
 from agent.terminal.pty import PtyClosedError
 from agent.terminal.session import Session
@@ -104,6 +104,3 @@ class Attachment:
             self._session.resize(size.rows, size.columns)
         except OSError:
             self._counters.error("resize")
-
-
-__all__ = ["Attachment", "PtyProtocolError", "Stream", "read_init"]
