@@ -10,6 +10,7 @@ import asyncio
 import gc
 import json
 import multiprocessing
+import random
 import statistics
 import sys
 import tempfile
@@ -195,6 +196,7 @@ class _Peer:
     async def chat(self, trips: list[float]) -> None:
         """Until cancelled."""
         self.echoes = False
+        await asyncio.sleep(random.uniform(0, PERIOD))
         while True:
             began = time.perf_counter()
             self.arrived.clear()
