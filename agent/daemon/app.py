@@ -163,7 +163,7 @@ async def _live(
     )
     timings = TimingReporter(journal)
     network.serve(SPEEDTEST_PORT, SpeedtestService(clock).serve)
-    terminals = Terminals(context, clock)
+    terminals = Terminals(context, clock, idle=config.terminal_idle, history=config.terminal_history)
     network.serve(TERMINAL_PORT, terminals.serve)
 
     def make_logs(state: Path | None) -> LogService:

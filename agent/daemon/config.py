@@ -46,6 +46,8 @@ class AgentConfig:
     debug_address: str
     ssh_max_timeout: float
     tailnet_listen_port: int
+    terminal_idle: float
+    terminal_history: int
     block_file_transfer: bool
     block_reverse_port_forwarding: bool
     block_local_port_forwarding: bool

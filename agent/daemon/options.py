@@ -37,6 +37,22 @@ def parse_int(text: str) -> int:
     return int(text)
 
 
+def parse_history(text: str) -> int:
+    """Bytes of a terminal's output that are kept."""
+    size = parse_int(text)
+    if not 4096 <= size <= 1 << 26:
+        raise ValueError(f"{size} bytes of a terminal's output cannot be kept; from 4096 to {1 << 26} are possible")
+    return size
+
+
+def parse_idle(text: str) -> float:
+    """How long something that nobody uses goes on, in seconds."""
+    seconds = parse_duration(text)
+    if not 1 <= seconds <= 30 * 24 * 3600:
+        raise ValueError(f'"{text}" is not from 1s to 30d')
+    return seconds
+
+
 def parse_port(text: str) -> int:
     """A port. As in the Go agent, only the lower 16 bits count."""
     return parse_int(text) & 0xFFFF
@@ -74,7 +90,7 @@ def parse_url(text: str) -> str:
     try:
         url = URL(text)
         usable = url.scheme in ("http", "https") and is_host(url.host) and url.port != 0
-    except ValueError:
+    except (ValueError, IndexError):  # yarl has both for what it cannot read
         usable = False
     if not usable:
         # The text is not repeated: what is no URL may well be a token in the wrong place.
@@ -141,6 +157,10 @@ OPTIONS = (
     Option("--ssh-max-timeout", "CODER_AGENT_SSH_MAX_TIMEOUT", parse_duration, "72h", "Longest SSH connection."),
     Option("--tailnet-listen-port", "CODER_AGENT_TAILNET_LISTEN_PORT", parse_port, "0",
            "UDP port of the tailnet; 0 for any."),
+    Option("--terminal-idle", "CODER_AGENT_TERMINAL_IDLE", parse_idle, "5m",
+           "How long a terminal goes on that nobody looks at."),
+    Option("--terminal-history", "CODER_AGENT_TERMINAL_HISTORY", parse_history, "65536",
+           "Bytes of a terminal's output that are shown to who comes back."),
     Option("--block-file-transfer", "CODER_AGENT_BLOCK_FILE_TRANSFER", parse_bool, "false",
            "Refuse file transfer over SSH."),
     Option("--block-reverse-port-forwarding", "CODER_AGENT_BLOCK_REVERSE_PORT_FORWARDING", parse_bool, "false",

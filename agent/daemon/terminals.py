@@ -22,11 +22,16 @@ PORT = 2
 
 
 class Terminals:
-    """Serves connections; those that come before `open` wait."""
+    """Serves connections; those that come before `open` wait.
 
-    def __init__(self, context: CommandEnvironment, clock: Clock) -> None:
+    A terminal that nobody looks at goes on for `idle` seconds; `history` bytes of its output are kept.
+    """
+
+    def __init__(self, context: CommandEnvironment, clock: Clock, *, idle: float, history: int) -> None:
         self._context = context
         self._clock = clock
+        self._idle = idle
+        self._history = history
         self._opening: asyncio.Task[TerminalService] | None = None
         self._service: TerminalService | None = None
         self._begun = asyncio.Event()
@@ -56,8 +61,9 @@ class Terminals:
 
     async def _open(self, directory: Path | None) -> TerminalService:
         await asyncio.to_thread(importlib.import_module, "agent.terminal")
-        from agent.terminal import TerminalService
+        from agent.terminal import Limits, TerminalService
 
-        self._service = service = TerminalService(self._context, self._clock)
+        limits = Limits(idle=self._idle, history=self._history)
+        self._service = service = TerminalService(self._context, self._clock, limits=limits)
         await service.open(directory)
         return service

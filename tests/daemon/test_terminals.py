@@ -12,7 +12,8 @@ from tests.terminal.support import MemoryStream
 
 
 def make(clock: ManualClock, directory: Path) -> Terminals:
-    return Terminals(CommandEnvironment(process={}, executable="", bin_dir=directory, token=lambda: ""), clock)
+    context = CommandEnvironment(process={}, executable="", bin_dir=directory, token=lambda: "")
+    return Terminals(context, clock, idle=300, history=65536)
 
 
 async def test_connections_wait_for_the_state_directory(clock: ManualClock, tmp_path: Path) -> None:
