@@ -38,10 +38,10 @@ def parse_int(text: str) -> int:
 
 
 def parse_history(text: str) -> int:
-    """Bytes of a terminal's output that are kept."""
+    """Bytes of a terminal's output that are kept. To restore a screen all of it is looked at, at some 100 MB/s."""
     size = parse_int(text)
-    if not 4096 <= size <= 1 << 26:
-        raise ValueError(f"{size} bytes of a terminal's output cannot be kept; from 4096 to {1 << 26} are possible")
+    if not 4096 <= size <= 1 << 20:
+        raise ValueError(f"{size} bytes of a terminal's output cannot be kept; from 4096 to {1 << 20} are possible")
     return size
 
 

@@ -143,7 +143,7 @@ def test_a_file_or_a_credential_is_as_good_as_a_token() -> None:
         ({"CODER_AGENT_TAILNET_LISTEN_PORT": "0x10"}, '"0x10" is no whole number'),
         ({"CODER_AGENT_TERMINAL_IDLE": "0"}, '"0" is not from 1s to 30d'),
         ({"CODER_AGENT_TERMINAL_HISTORY": "10"}, "10 bytes of a terminal's output cannot be kept"),
-        ({"CODER_AGENT_TERMINAL_HISTORY": "1000000000"}, "from 4096 to 67108864 are possible"),
+        ({"CODER_AGENT_TERMINAL_HISTORY": "1000000000"}, "from 4096 to 1048576 are possible"),
     ],
 )
 def test_a_mistake_names_its_variable(environment: dict[str, str], message: str) -> None:
