@@ -30,6 +30,10 @@ class KeeperError(Exception):
     """A terminal could not be made; the text names what was at fault."""
 
 
+class KeeperGoneError(KeeperError):
+    """The keeper has ended, by itself or by somebody else's hand."""
+
+
 @dataclass(frozen=True, slots=True)
 class Kept:
     """A terminal: its master side (non-blocking), its process (a pidfd), the memory of its history.
@@ -95,43 +99,39 @@ class Keeper:
         """Start a process in a new terminal; takes over `ring`. Raises `KeeperError`."""
         with contextlib.ExitStack() as undo:
             undo.callback(os.close, ring)
-            fds = await self._ask(terminal, argv, directory, environment, f"{rows} {columns}", ring)
-            undo.pop_all()
-        return Kept(terminal, *fds, ring)
-
-    async def _ask(
-        self,
-        terminal: UUID,
-        argv: Sequence[str],
-        directory: str,
-        environment: Mapping[str, str],
-        size: str,
-        ring: int,
-    ) -> tuple[int, int]:
-        """Master side and process."""
-        request = await asyncio.to_thread(_write_request, argv, directory, environment)
-        try:
-            connection = await self._connected()
-            answer: asyncio.Future[tuple[int, int]] = asyncio.get_running_loop().create_future()
-            self._answers[terminal] = answer
+            request = await asyncio.to_thread(_write_request, argv, directory, environment)
+            undo.callback(os.close, request)
+            message = f"start {terminal} {rows} {columns}"
             try:
-                self._send(connection, f"start {terminal} {size}", request, ring)
-                return await wait_for(self._clock, answer, _ANSWER_LIMIT)
+                try:
+                    fds = await self._ask(terminal, message, request, ring)
+                except KeeperGoneError:  # it ended a moment ago: another one can do it
+                    fds = await self._ask(terminal, message, request, ring)
             except StepFailedError as error:
                 raise KeeperError(_explain(error.step, error.number, argv, directory)) from error
-            except TimeoutError:
-                self.forget(terminal)  # it may yet be made
-                raise KeeperError(f"the process that keeps terminals did not answer in {_ANSWER_LIMIT:g} s") from None
-            except asyncio.CancelledError:
-                self.forget(terminal)
-                if answer.done() and not answer.cancelled() and answer.exception() is None:
-                    for fd in answer.result():
-                        os.close(fd)
-                raise
-            finally:
-                del self._answers[terminal]
-        finally:
+            undo.pop_all()
             os.close(request)
+        return Kept(terminal, *fds, ring)
+
+    async def _ask(self, terminal: UUID, message: str, request: int, ring: int) -> tuple[int, int]:
+        """Master side and process. Raises `KeeperError`, `StepFailedError`."""
+        connection = await self._connected()
+        self._send(connection, message, request, ring)
+        answer: asyncio.Future[tuple[int, int]] = asyncio.get_running_loop().create_future()
+        self._answers[terminal] = answer
+        try:
+            return await wait_for(self._clock, answer, _ANSWER_LIMIT)
+        except TimeoutError:
+            self.forget(terminal)  # it may yet be made
+            raise KeeperError(f"the process that keeps terminals did not answer in {_ANSWER_LIMIT:g} s") from None
+        except asyncio.CancelledError:
+            self.forget(terminal)
+            if answer.done() and not answer.cancelled() and answer.exception() is None:
+                for fd in answer.result():
+                    os.close(fd)
+            raise
+        finally:
+            del self._answers[terminal]
 
     def forget(self, terminal: UUID) -> None:
         """The terminal is at its end: the keeper closes what it holds of it."""
@@ -168,6 +168,11 @@ class Keeper:
         self._connection = connection
         asyncio.get_running_loop().add_reader(connection.fileno(), self._readable)
 
+    def _gone(self) -> None:
+        if self._connection is not None:
+            self._disconnect()
+            self._lost()
+
     def _disconnect(self) -> None:
         connection, self._connection = self._connection, None
         if connection is None:
@@ -176,14 +181,17 @@ class Keeper:
         connection.close()
         for answer in self._answers.values():
             if not answer.done():
-                answer.set_exception(KeeperError("the process that keeps terminals has ended"))
+                answer.set_exception(KeeperGoneError("the process that keeps terminals has ended"))
 
     def _send(self, connection: socket.socket, message: str, *fds: int) -> None:
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         try:
             connection.sendmsg([message.encode()], rights)
-        except OSError as error:  # also when it does not take messages any more
-            raise KeeperError(f"the process that keeps terminals cannot be talked to: {error.strerror}") from error
+        except BlockingIOError:
+            raise KeeperError("the process that keeps terminals takes no messages") from None
+        except OSError as error:
+            self._gone()
+            raise KeeperGoneError(f"the process that keeps terminals has ended: {error.strerror}") from error
 
     def _readable(self) -> None:
         assert self._connection is not None
@@ -206,8 +214,7 @@ class Keeper:
                 if (answer := self._answer(name)) is not None:
                     answer.set_exception(StepFailedError(step, int(number)))
             case []:
-                self._disconnect()
-                self._lost()
+                self._gone()
             case _:  # the answer to a question that was given up
                 for fd in fds:
                     os.close(fd)
