@@ -51,8 +51,8 @@ class Effort:
     echoes_under_load: int
 
 
-FULL = Effort(size=96_000_000, rounds=3, echoes=2000, echoes_under_load=150)
-QUICK = Effort(size=32_000_000, rounds=1, echoes=500, echoes_under_load=50)
+FULL = Effort(size=64_000_000, rounds=2, echoes=1000, echoes_under_load=40)
+QUICK = Effort(size=32_000_000, rounds=1, echoes=500, echoes_under_load=40)
 
 Program = tuple[str, ...]
 
