@@ -28,6 +28,13 @@ DEFAULT_PORT = 7080
     help="Where agents and browsers find the server.  [default: what it listens on]",
 )
 @click.option(
+    "--workspace-url",
+    default="",
+    envvar="WORKSPACE_AGENT_WORKSPACE_URL",
+    help="Open ports of workspaces in the browser below this wildcard host, like 'https://*.ws.example.com', whose "
+    "requests come to this server.  [default: each on a free port of the address]",
+)
+@click.option(
     "--data-dir",
     type=click.Path(file_okay=False, path_type=Path),
     envvar="WORKSPACE_AGENT_DATA_DIR",
@@ -90,6 +97,7 @@ def server(
     address: str,
     port: int | None,
     access_url: str,
+    workspace_url: str,
     data_dir: Path | None,
     database: str,
     stun_port: int | None,
@@ -120,6 +128,7 @@ def server(
             port=DEFAULT_PORT if port is None else port,
             port_is_fixed=port is not None,
             access_url=access_url,
+            workspace_url=workspace_url,
             database=database,
             stun_port=stun_port,
             derp_map=derp_map,

@@ -11,6 +11,7 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 from uuid import UUID, uuid4
 
 import structlog
@@ -18,6 +19,7 @@ from aiohttp import web
 
 from agent.clock import Clock
 from agent.server import open_files
+from agent.server.agent_ports import AgentPorts
 from agent.server.agent_rpc.service import Settings
 from agent.server.agent_rpc.surroundings import AgentSurroundings
 from agent.server.api.agent_logs import AgentLogs
@@ -30,6 +32,7 @@ from agent.server.api.buildinfo import BuildInfo
 from agent.server.api.derp import Derp
 from agent.server.api.external_auth import ExternalAuth
 from agent.server.api.listening_ports import ListeningPorts
+from agent.server.api.ports import Ports
 from agent.server.api.pty import Pty
 from agent.server.api.tailnet import Tailnet
 from agent.server.api.users import Users
@@ -42,13 +45,22 @@ from agent.server.events import Events, PostgresRelay, agent_topic, metadata_top
 from agent.server.housekeeping import Housekeeping
 from agent.server.http import Front
 from agent.server.jobs import keep_running
-from agent.server.listening import serving
+from agent.server.listening import bind, serving
 from agent.server.longlived import LongLived
 from agent.server.metadata_writer import MetadataWriter
 from agent.server.monitor import ConnectionMonitor
 from agent.server.network import AgentNetwork
 from agent.server.openapi import OpenApi
 from agent.server.page import Page
+from agent.server.ports import (
+    ListenerOrigins,
+    PortOrigins,
+    PortProxy,
+    WildcardOrigins,
+    by_host,
+    leave_as_is,
+    open_access,
+)
 from agent.server.relay import Relay
 from agent.server.store import Database, open_database, settings, users
 from agent.server.store.presence import PresenceStore
@@ -149,6 +161,13 @@ async def _compose(
     coordinator, tokens = Coordinator(), await resume_tokens(database)
     tailnet = TailnetService(coordinator, derp_maps, tokens, database, events, clock)
     network = AgentNetwork(coordinator, derp_maps, events, clock, own_url=own_url)
+    agent_ports = AgentPorts(network, clock)
+    access = await open_access(database, clock)
+    proxy = PortProxy(access, network, long_lived, clock, access_url)
+    wildcard = WildcardOrigins(config.workspace_url) if config.workspace_url else None
+    origins: PortOrigins = wildcard or ListenerOrigins(
+        proxy.serve, clock, address=config.address, port=urlsplit(own_url).port or 80, access_url=access_url
+    )
     managed = Agents(database, events, clock, coordinator, derp_maps)
     parts = (
         build_info,
@@ -156,7 +175,8 @@ async def _compose(
         managed,
         Watch(database, events, long_lived, network, managed, clock),
         Pty(database, network, long_lived, clock),
-        ListeningPorts(database, network, clock),
+        ListeningPorts(database, agent_ports, clock),
+        Ports(database, events, long_lived, agent_ports, access, origins, clock),
         AgentMe(database, events, clock, config.agent_log_limit),
         AgentRpc(around, tailnet, monitor, long_lived, clock, config.api_version),
         AgentLogs(database, events, clock, long_lived),
@@ -168,7 +188,9 @@ async def _compose(
         Page(people),
     )
     described = OpenApi([route for part in parts for route in part.routes()], VERSION)
-    app = web.Application()
+    # Hosts of workspaces come first: nothing of what follows is meant for them.
+    app = web.Application(middlewares=[by_host(wildcard, proxy)] if wildcard is not None else ())
+    app.on_response_prepare.append(leave_as_is)
     front = Front(authenticator, clock, build_version=COMPATIBLE, access_url=access_url, rate_limit=config.rate_limit)
     front.install(app, described.routes)
 
@@ -176,6 +198,8 @@ async def _compose(
         await network.aclose()
         await tailnet.aclose()
         await long_lived.aclose()
+        await origins.aclose()
+        await proxy.aclose()
 
     app.on_shutdown.append(close_long_lived)
 
@@ -204,7 +228,7 @@ def listen(config: ServerConfig) -> socket.socket:
     ports = [config.port] if config.port_is_fixed or config.port == 0 else [config.port, 0]
     for port in ports:
         try:
-            return _bind(config.address, port)
+            return bind(config.address, port)
         except socket.gaierror as error:
             raise ListenError(f"address {config.address!r} is not known: {error.strerror}") from error
         except OSError as error:
@@ -213,20 +237,6 @@ def listen(config: ServerConfig) -> socket.socket:
             reason = os.strerror(error.errno) if error.errno else str(error)
             raise ListenError(f"cannot listen on {config.address} port {port}: {reason.lower()}") from error
     raise AssertionError("the last port returns or raises")
-
-
-def _bind(address: str, port: int) -> socket.socket:
-    family, kind, protocol, _, target = socket.getaddrinfo(
-        address, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )[0]
-    bound = socket.socket(family, kind, protocol)
-    try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(target)
-    except BaseException:
-        bound.close()
-        raise
-    return bound
 
 
 async def _open_stun(address: str, port: int, clock: Clock) -> asyncio.DatagramTransport:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -11,6 +12,7 @@ from agent.api.versions import CURRENT, OLDEST, ApiVersion
 
 DEFAULT_PORT = 7080
 MIB = 1024 * 1024
+_WILDCARD = re.compile(r"\*(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)+", re.ASCII)
 
 
 class ServerConfigError(ValueError):
@@ -27,6 +29,9 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """A port that was asked for by name is used or refused; the default one gives way to a free one."""
     access_url: str = ""
     """Where agents and browsers find the server; empty: `http://` and what it listens on."""
+    workspace_url: str = ""
+    """Where ports of workspaces are opened in the browser: `https://*.ws.example.com`, whose requests all come to this
+    server; empty: each has a socket of its own on `address`."""
     stun_port: int | None = None
     """UDP port of the STUN responder, on `address`; None: there is none."""
     derp_map: Path | None = None
@@ -64,11 +69,28 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
             parts = urlsplit(self.access_url)
             if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
                 raise ServerConfigError(f"access URL {self.access_url!r} must look like https://workspaces.example.com")
+        if self.workspace_url:
+            self._check_workspace_url()
         if not OLDEST <= self.api_version <= CURRENT:
             raise ServerConfigError(f"API version {self.api_version} is not offered: use {OLDEST} to {CURRENT}")
         for name in ("ping_period", "stats_interval", "session_lifetime", "login_link_lifetime", "stop_limit"):
             if getattr(self, name) <= 0:
                 raise ServerConfigError(f"{name} must be above 0 seconds")
+
+    def _check_workspace_url(self) -> None:
+        try:
+            parts = urlsplit(self.workspace_url)
+            usable = parts.scheme in ("http", "https") and _WILDCARD.fullmatch(parts.hostname or "") is not None
+            _ = parts.port
+        except ValueError:
+            usable = False
+        if not usable or parts.username is not None or parts.path.strip("/") or parts.query or parts.fragment:
+            raise ServerConfigError(f"workspace URL {self.workspace_url!r} must look like https://*.ws.example.com")
+        if f".{urlsplit(self.access_url).hostname or ''}".endswith((parts.hostname or "").removeprefix("*")):
+            raise ServerConfigError(
+                f"workspace URL {self.workspace_url!r} covers the access URL {self.access_url!r}: what runs in "
+                "workspaces would share its host; give them a domain of their own"
+            )
 
     @property
     def database_url(self) -> str:

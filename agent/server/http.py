@@ -25,6 +25,8 @@ API = "/api/v2/"
 BYPASS = "X-Coder-Bypass-Ratelimit"
 REQUEST_ID = web.RequestKey("request_id", str)
 RATE_LIMIT_HEADERS = web.RequestKey("rate_limit_headers", dict[str, str])
+AS_IS = web.RequestKey("as_is", frozenset[str])
+"""Set where the answer is a workspace's own, to the names of its headers: nothing is added to it."""
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 log = structlog.get_logger("agent.server.http")
@@ -122,6 +124,8 @@ class Front:
             app.router.add_route(route.method, path, partial(self._serve, route))
 
     async def _add_headers(self, request: web.Request, response: web.StreamResponse) -> None:
+        if AS_IS in request:
+            return
         response.headers[hdrs.SERVER] = "workspace-agent"
         response.headers["X-Coder-Build-Version"] = self._build_version
         response.headers["X-Coder-Request-Id"] = request_id(request)

@@ -30,6 +30,21 @@ BACKLOG: Final = 1024
 log = structlog.get_logger("agent.server")
 
 
+def bind(address: str, port: int) -> socket.socket:
+    """A bound socket; looks the address up, which may take its time. Raises `OSError`."""
+    family, kind, protocol, _, target = socket.getaddrinfo(
+        address, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    bound = socket.socket(family, kind, protocol)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(target)
+    except BaseException:
+        bound.close()
+        raise
+    return bound
+
+
 class FrontDoor:
     """Makes the protocols of accepted connections, and knows which of them have not yet made a request."""
 
@@ -101,6 +116,8 @@ async def serving(
         keepalive_timeout=head_timeout,
         max_line_size=MAX_HEAD,
         max_field_size=MAX_HEAD,
+        # What is sent to a workspace goes there as it is; nothing of ours takes compressed bodies.
+        auto_decompress=False,
     )
     await runner.setup()
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
@@ -24,7 +24,7 @@ class TailnetConnector(aiohttp.BaseConnector):
     """Connections come from `dial`, which has its own time limit; `unreachable` are the errors with which it says no.
 
     They, and a `TcpError`, reach whoever makes the request as `aiohttp.ClientConnectorError`. Only plain HTTP and
-    WebSockets: what is carried is encrypted by the tailnet.
+    WebSockets: what is carried is encrypted by the tailnet. `force_close`: no connection is used twice.
     """
 
     allowed_protocol_schema_set = frozenset({"http", "ws", ""})
@@ -37,8 +37,11 @@ class TailnetConnector(aiohttp.BaseConnector):
         unreachable: tuple[type[Exception], ...] = (),
         limit: int = 100,
         keepalive_timeout: float = 15.0,
+        force_close: bool = False,
     ) -> None:
-        super().__init__(limit=limit, keepalive_timeout=keepalive_timeout)
+        # aiohttp takes the two for a contradiction.
+        kept: dict[str, Any] = {"force_close": True} if force_close else {"keepalive_timeout": keepalive_timeout}
+        super().__init__(limit=limit, **kept)
         self._dial = dial
         self._clock = clock
         self._unreachable: tuple[type[Exception], ...] = (*unreachable, TcpError, OSError)

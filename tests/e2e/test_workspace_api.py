@@ -18,7 +18,7 @@ from aiohttp import web
 from yarl import URL
 
 from agent.clock import SystemClock
-from agent.server.api.listening_ports import HIDDEN
+from agent.server.agent_ports import HIDDEN
 from agent.tailnet.client import connect
 from agent.tailnet.connector import TailnetConnector
 from agent.tailnet.streams import TailnetStream

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.server.api import listening_ports
-from agent.server.api.listening_ports import ListeningPorts, port_of
+from agent.server import agent_ports
+from agent.server.agent_ports import AgentPorts, port_of
 from agent.server.errors import ApiError
 from agent.server.network import AgentUnreachableError
 from agent.testing import ManualClock
@@ -36,8 +36,7 @@ class Network:
 
 
 async def ask(answer: bytes | str) -> Any:
-    part = ListeningPorts(cast(Any, None), cast(Any, Network(answer)), ManualClock())
-    return await part._ask(uuid4())
+    return await AgentPorts(cast(Any, Network(answer)), ManualClock()).ask(uuid4())
 
 
 def http(body: bytes, status: str = "200 OK") -> bytes:
@@ -62,7 +61,7 @@ async def test_an_answer() -> None:
             "the agent answered 500: Could not scan tcp",
         ),
         (http(b"x", "302 Found"), "Internal error fetching listening ports.", "302: b'x'"),
-        (http(bytes(listening_ports.MAX_BODY + 1)), "Internal error fetching listening ports.", "larger than"),
+        (http(bytes(agent_ports.MAX_BODY + 1)), "Internal error fetching listening ports.", "larger than"),
     ],
 )
 async def test_an_agent_that_does_not_answer_well(answer: bytes | str, message: str, detail: str) -> None:

@@ -95,6 +95,17 @@ class OneTimeLogin(Base):
     expires_at: Mapped[int] = mapped_column(Micros)
 
 
+class PortTicket(Base):
+    """Opens a port of a workspace in the browser; the row goes with its use, and with the key that it was made with."""
+
+    __tablename__ = "port_tickets"
+    code_hash: Mapped[bytes] = mapped_column(primary_key=True)  # SHA-256
+    key_id: Mapped[str] = mapped_column(_owned_by("api_keys.id"), index=True)
+    agent_id: Mapped[UUID] = mapped_column(_owned_by("agents.id"), index=True)
+    port: Mapped[int] = mapped_column()
+    expires_at: Mapped[int] = mapped_column(Micros, index=True)
+
+
 class GitSshKey(Base):
     """The ed25519 key pair of a user, in OpenSSH's formats (agent-api.md §2.5)."""
 
@@ -187,6 +198,9 @@ class Agent(Base):
     name: Mapped[str] = mapped_column(String(64))
     token_hash: Mapped[bytes] = mapped_column(unique=True)  # SHA-256 of the token's 16 bytes
     instance_id: Mapped[str] = mapped_column(String(128), default="", index=True)
+    identity_token_hash: Mapped[bytes | None] = mapped_column(index=True, unique=True)  # of what its instance gets
+    identity_cloud: Mapped[str | None] = mapped_column(String(8))  # aws | azure | google: who vouched for it last
+    identity_verified_at: Mapped[int | None] = mapped_column(Micros)
     definition: Mapped[Json] = mapped_column()  # `definition.AgentDefinition`, complete, with its secrets
     created_at: Mapped[int] = mapped_column(Micros)
     updated_at: Mapped[int] = mapped_column(Micros)
