@@ -14,12 +14,16 @@ import click
 from yarl import URL
 
 from agent import lean_aiohttp  # noqa: F401 - before anything else imports aiohttp
-from agent.clock import SystemClock
+from agent.clock import SystemClock, wait_for
 from agent.control import ControlError, ControlHttp, HeaderError, RestClient, run_header_command
 from agent.daemon.config import ConfigError, parse_config
-from agent.identity import IdentityError, token_source
+from agent.daemon.credentials import credential_source
+from agent.identity import IdentityError
 
 T = TypeVar("T")
+
+TOKEN_LIMIT = 10.0
+"""Seconds to get a token in (agent-api.md §5.2): somebody is waiting for the command."""
 
 ServerErrors = (ControlError, ConfigError, IdentityError, HeaderError)
 """Whatever may keep `server` from being of use. The texts are for people."""
@@ -34,7 +38,11 @@ async def server() -> AsyncIterator[RestClient]:
         headers += await run_header_command(config.header_command, config.url, os.environ, clock)
     http = ControlHttp(URL(config.url), headers, clock)
     try:
-        http.token = await token_source(config.token, config.token_file, config.credentials_directory).obtain()
+        source = await credential_source(config, http, os.environ, clock)
+        try:
+            http.token = await wait_for(clock, source.obtain(), TOKEN_LIMIT)
+        except TimeoutError:
+            raise IdentityError(f"no token for {config.auth} within {TOKEN_LIMIT:g} s") from None
         yield RestClient(http, clock)
     finally:
         await http.aclose()

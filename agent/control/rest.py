@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
@@ -33,6 +34,14 @@ class RestClient:
         body = {"id": str(source), "display_name": display_name, "icon": icon}
         url = self._http.url("/api/v2/workspaceagents/me/log-source")
         await self._request("POST", url, body, expected=201)
+
+    async def instance_identity(self, method: str, proof: Mapping[str, str]) -> str:
+        """The session token for a cloud's proof of this instance (agent-api.md §5). `method` is as in `--auth`.
+
+        No token belongs to this request: the client's `ControlHttp` should have none.
+        """
+        url = self._http.url(f"/api/v2/workspaceagents/{method}")
+        return _text(await self._request("POST", url, dict(proof)), "session_token", url)
 
     async def git_ssh_key(self) -> GitSshKey:
         """The key pair of the workspace's owner (agent-api.md §2.5)."""

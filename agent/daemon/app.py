@@ -17,6 +17,7 @@ from agent.clock import Clock, SystemClock
 from agent.control import ControlHttp, ControlPlane, HeaderError, run_header_command
 from agent.daemon.config import AgentConfig
 from agent.daemon.connection import InShutdown, OnFailure, Routine
+from agent.daemon.credentials import credential_source
 from agent.daemon.environment import CommandEnvironment, executable_path
 from agent.daemon.http_api import PORT as HTTP_API_PORT
 from agent.daemon.http_api import HttpApi
@@ -45,7 +46,7 @@ from agent.daemon.terminals import PORT as TERMINAL_PORT
 from agent.daemon.terminals import Terminals
 from agent.daemon.traffic import Traffic
 from agent.daemon.workspace import Workspace
-from agent.identity import CredentialSource, IdentityError, token_source
+from agent.identity import CredentialSource, IdentityError
 from agent.logs import LogService, secret_values
 from agent.monitor import AppHealthChecker, MetadataCollector, StatsReporter
 from agent.process import home_directory
@@ -110,15 +111,20 @@ async def _run(config: AgentConfig, output: LogOutput) -> None:
     with handle_signals(request.receive, environment):
         executable = _join_path(environment)
         get_logger("agent").info("agent is starting now", url=config.url, auth=config.auth, version=VERSION)
-        credentials = await _credentials(config)
         headers = await _headers(config, environment, request, clock)
         if headers is not None:
             http = ControlHttp(URL(config.url), headers, clock)
+            # Proofs are exchanged without a token; the session is opened by the first of them.
+            unknown = ControlHttp(URL(config.url), headers, clock)
             try:
+                credentials = await credential_source(config, unknown, environment, clock)
                 plane = ControlPlane(http, _Unwritten(credentials, output), clock)
                 network = Network(URL(config.url), clock, headers=headers, port=config.tailnet_listen_port)
                 await _live(config, plane, network, executable, request, output.clean, clock)
+            except IdentityError as error:
+                raise StartError(str(error)) from error
             finally:
+                await unknown.aclose()
                 await http.aclose()
     get_logger("agent").info("stopped")
 
@@ -274,15 +280,6 @@ async def _live(
             await http_api.aclose()
         finally:
             await workspace.aclose()
-
-
-async def _credentials(config: AgentConfig) -> CredentialSource:
-    if config.auth != "token":
-        raise StartError(f'CODER_AGENT_AUTH: "{config.auth}" is not available in this version; use "token"')
-    try:
-        return await asyncio.to_thread(token_source, config.token, config.token_file, config.credentials_directory)
-    except IdentityError as error:
-        raise StartError(str(error)) from error
 
 
 def _join_path(environment: MutableMapping[str, str]) -> str:

@@ -18,7 +18,7 @@ from yarl import URL
 
 from agent.proxy import is_host
 
-AUTH_TYPES = ("token", "google-instance-identity", "aws-instance-identity", "azure-instance-identity")
+AUTH_TYPES = ("token", "aws-instance-identity", "azure-instance-identity", "google-instance-identity", "auto")
 
 
 def parse_bool(text: str) -> bool:
@@ -103,9 +103,7 @@ def parse_url(text: str) -> str:
 def parse_auth(text: str) -> str:
     """One of the known methods of identification (agent-api.md §5.1)."""
     if text not in AUTH_TYPES:
-        raise ValueError(f"unknown agent auth type: {text}; use token")
-    if text != "token":
-        raise ValueError(f"{text} is not available in this version; use token")
+        raise ValueError(f"unknown agent auth type: {text}; use {', '.join(AUTH_TYPES[:-1])} or {AUTH_TYPES[-1]}")
     return text
 
 

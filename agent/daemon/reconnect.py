@@ -16,6 +16,7 @@ from agent.clock import Clock
 from agent.control import RedirectError, RefusedError, UnreachableError, VersionMismatchError
 from agent.daemon.connection import ReconnectError, Routine, serve
 from agent.daemon.logfile import get_logger
+from agent.identity import ExchangeRefusedError, IdentityError
 from agent.rpc import ConnectionLostError, RpcAgentApi
 
 FIRST, LOW = 0.1, 0.05
@@ -62,6 +63,11 @@ def diagnose(error: Exception | None) -> Trouble:
         case RefusedError():
             text = f"{error}{_ADVICE.get(error.status, '')}"
             return Trouble(f"refused {error.status}", text, error.status >= 500, error.retry_after or 0.0)
+        case ExchangeRefusedError():
+            kind = f"identity refused {error.status}"
+            return Trouble(kind, f"refresh token: {error}", error.status >= 500, error.retry_after or 0.0)
+        case IdentityError():
+            return Trouble("no token", f"refresh token: {error}", False)
         case RedirectError() | VersionMismatchError():
             return Trouble(type(error).__name__, str(error), False)
         case ReconnectError():

@@ -1,8 +1,4 @@
-"""Token authentication: a fixed token, or a file that is read again before every dial (agent-api.md §5.1, §5.2).
-
-`CredentialSource` is the seam for instance identity: a source for a cloud exchanges a signed document for a session
-token each time `obtain` is called.
-"""
+"""Token authentication: a fixed token, or a file that is read again before every dial (agent-api.md §5.1, §5.2)."""
 
 from __future__ import annotations
 
@@ -30,7 +26,7 @@ class FixedToken:
     """The token of a flag or an environment variable: the same for the life of the process."""
 
     def __init__(self, token: str) -> None:
-        self._token = _checked(token, "CODER_AGENT_TOKEN")
+        self._token = checked_token(token, "CODER_AGENT_TOKEN")
 
     async def obtain(self) -> str:
         return self._token
@@ -67,7 +63,7 @@ class FileToken:
             raise IdentityError(f"{name}: it is no token: not plain text; {self._remedy}") from error
         if not text:
             raise IdentityError(f"{name}: it is empty; {self._remedy}")
-        return _checked(text, name)
+        return checked_token(text, name)
 
 
 def token_source(token: str, token_file: str, credentials_directory: str) -> CredentialSource:
@@ -103,7 +99,8 @@ def _read_regular_file(path: str, limit: int) -> bytes | None:
         os.close(descriptor)
 
 
-def _checked(text: str, name: str) -> str:
+def checked_token(text: str, name: str) -> str:
+    """The token in `text`, trimmed. Raises `IdentityError`, which calls it `name`."""
     token = text.strip()
     if not token:
         raise IdentityError(f"{name}: it is empty")

@@ -130,7 +130,7 @@ def test_a_file_or_a_credential_is_as_good_as_a_token() -> None:
     ("environment", "message"),
     [
         ({"CODER_AGENT_AUTH": "magic"}, "CODER_AGENT_AUTH: unknown agent auth type: magic"),
-        ({"CODER_AGENT_AUTH": "aws-instance-identity"}, "is not available in this version"),
+        ({"CODER_AGENT_AUTH": "instance-identity"}, "unknown agent auth type: instance-identity; use token"),
         ({"CODER_AGENT_SUBSYSTEM": "envbox, magic"}, 'CODER_AGENT_SUBSYSTEM: invalid subsystem "magic"'),
         ({"CODER_AGENT_URL": "coder.example.com"}, "CODER_AGENT_URL: this is not the URL of a control plane"),
         ({"CODER_AGENT_URL": "ftp://coder.example.com"}, "CODER_AGENT_URL: this is not the URL of a control plane"),

@@ -362,7 +362,7 @@ async def test_an_unusable_state_directory_costs_one_warning(world: World) -> No
         ({"CODER_AGENT_TOKEN": "", "CODER_AGENT_TOKEN_FILE": "/missing/token"}, '"/missing/token"'),
         ({"CODER_AGENT_LOGGING_JSON": "/missing/log"}, 'open log sink "/missing/log"'),
         ({"CODER_AGENT_HEADER_COMMAND": "echo nonsense"}, "CODER_AGENT_HEADER_COMMAND"),
-        ({"CODER_AGENT_AUTH": "aws-instance-identity"}, "CODER_AGENT_AUTH"),
+        ({"CODER_AGENT_AUTH": "magic"}, "CODER_AGENT_AUTH"),
     ],
 )
 async def test_what_keeps_it_from_starting(world: World, variables: dict[str, str], message: str) -> None:
