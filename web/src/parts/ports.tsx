@@ -1,37 +1,26 @@
 import { useSignal } from "@preact/signals";
-import { useEffect } from "preact/hooks";
+import { useEffect, useMemo } from "preact/hooks";
 import { ApiError, type Port, api } from "../api";
+import { follow } from "../live";
 
-const PERIOD = 3_000;
+interface Listening {
+  ports: Port[];
+  /** Why the ports are not known. */
+  trouble: string;
+}
 
 /** The ports that listen in the workspace, as links. */
 export function Ports({ agent }: { agent: string }) {
-  const ports = useSignal<Port[] | null>(null);
-  const trouble = useSignal("");
-  useEffect(() => {
-    let timer = 0;
-    let gone = false;
-    const look = async () => {
-      if (document.visibilityState === "visible") {
-        try {
-          ports.value = (await api.ports(agent)).ports;
-          trouble.value = "";
-        } catch (error) {
-          trouble.value = (error as ApiError).message;
-        }
-      }
-      if (!gone) timer = window.setTimeout(look, PERIOD);
-    };
-    void look();
-    return () => {
-      gone = true;
-      window.clearTimeout(timer);
-    };
-  }, [agent]);
+  const live = useMemo(() => follow<Listening>(`agents/${encodeURIComponent(agent)}/ports/watch`), [agent]);
+  useEffect(() => () => live.close(), [live]);
+  const refusal = useSignal("");
+  const listening = live.value.value;
+  const trouble = refusal.value || listening?.trouble;
 
   const open = async (port: number) => {
     // Opened now: after an await, browsers take it for a pop-up that nobody wanted.
     const page = window.open("", "_blank");
+    refusal.value = "";
     try {
       const { url } = await api.openPort(agent, port);
       if (page) {
@@ -40,20 +29,21 @@ export function Ports({ agent }: { agent: string }) {
       } else location.href = url;
     } catch (error) {
       page?.close();
-      trouble.value = `Port ${port}: ${(error as ApiError).message}`;
+      const { message, detail } = error as ApiError;
+      refusal.value = `Port ${port}: ${message} ${detail}`;
     }
   };
   return (
     <section aria-label="Open ports">
       <h2>Open ports</h2>
-      {trouble.value && (
+      {trouble && (
         <p class="bad" role="alert">
-          {trouble.value}
+          {trouble}
         </p>
       )}
-      {ports.value?.length === 0 && <p class="empty">Nothing listens.</p>}
+      {listening?.ports.length === 0 && !listening.trouble && <p class="empty">Nothing listens.</p>}
       <ul class="ports">
-        {ports.value?.map(({ port, process_name }) => (
+        {listening?.ports.map(({ port, process_name }) => (
           <li key={port}>
             <button class="link" onClick={() => open(port)} title={`Open port ${port} in a new tab`}>
               {port}
