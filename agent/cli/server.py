@@ -72,6 +72,13 @@ DEFAULT_PORT = 7080
     envvar="WORKSPACE_AGENT_FORCE_WEBSOCKETS",
     help="Agents and clients use WebSockets to relays at once, for proxies that know no other upgrade.",
 )
+@click.option(
+    "--instance-identity",
+    type=click.Path(dir_okay=False, path_type=Path),
+    envvar="WORKSPACE_AGENT_INSTANCE_IDENTITY",
+    help="Which cloud instances are accepted, and whose certificates and keys count, as YAML or JSON.  "
+    "[default: instances of the public clouds that an agent is bound to]",
+)
 @click.option("--print-login", is_flag=True, help="Print a one-time login link for the owner, who is made if need be.")
 @click.option(
     "--rate-limit",
@@ -104,6 +111,7 @@ def server(
     derp_map: Path | None,
     disable_direct_connections: bool,
     force_websockets: bool,
+    instance_identity: Path | None,
     print_login: bool,
     rate_limit: int,
     agent_api_version: str,
@@ -117,6 +125,7 @@ def server(
     from agent.server.app import ListenError, run
     from agent.server.config import ServerConfig, ServerConfigError
     from agent.server.derp_map import DerpMapFileError
+    from agent.server.identity import IdentityConfigError
     from agent.server.logging import configure_logging
     from agent.server.store import DatabaseError
 
@@ -134,11 +143,12 @@ def server(
             derp_map=derp_map,
             disable_direct=disable_direct_connections,
             force_websockets=force_websockets,
+            identity=instance_identity,
             rate_limit=rate_limit,
             api_version=accept_version(agent_api_version) if agent_api_version else CURRENT,
         )
         asyncio.run(run(config, SystemClock(), click.echo, print_login=print_login))
-    except (ServerConfigError, ListenError, DatabaseError, DerpMapFileError) as error:
+    except (ServerConfigError, ListenError, DatabaseError, DerpMapFileError, IdentityConfigError) as error:
         raise CliError(str(error)) from error
     except VersionRefusedError as error:
         raise CliError(f"--agent-api-version: {error}") from error

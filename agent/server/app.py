@@ -31,6 +31,7 @@ from agent.server.api.appearance import Appearance
 from agent.server.api.buildinfo import BuildInfo
 from agent.server.api.derp import Derp
 from agent.server.api.external_auth import ExternalAuth
+from agent.server.api.instance_identity import InstanceIdentity, identity_tokens
 from agent.server.api.listening_ports import ListeningPorts
 from agent.server.api.ports import Ports
 from agent.server.api.pty import Pty
@@ -44,6 +45,8 @@ from agent.server.derp_map import DerpMaps, DerpOptions
 from agent.server.events import Events, PostgresRelay, agent_topic, metadata_topic
 from agent.server.housekeeping import Housekeeping
 from agent.server.http import Front
+from agent.server.identity import IdentityConfig, Verifiers, read_config
+from agent.server.identity.fetch import HttpGet
 from agent.server.jobs import keep_running
 from agent.server.listening import bind, serving
 from agent.server.longlived import LongLived
@@ -92,7 +95,7 @@ class Server:
 @asynccontextmanager
 async def open_server(config: ServerConfig, clock: Clock, access_url: str, own_url: str = "") -> AsyncIterator[Server]:
     """Everything but the listening, for as long as the body runs. Raises `agent.server.store.DatabaseError`,
-    `agent.server.derp_map.DerpMapFileError`.
+    `agent.server.derp_map.DerpMapFileError`, `agent.server.identity.IdentityConfigError`.
 
     `access_url` is where agents and browsers find the server, without a slash at the end; `own_url` where this process
     finds its own listening socket, if that is another one.
@@ -177,6 +180,7 @@ async def _compose(
         Pty(database, network, long_lived, clock),
         ListeningPorts(database, agent_ports, clock),
         Ports(database, events, long_lived, agent_ports, access, origins, clock),
+        InstanceIdentity(await _verifiers(config, clock), await identity_tokens(database), database, events, clock),
         AgentMe(database, events, clock, config.agent_log_limit),
         AgentRpc(around, tailnet, monitor, long_lived, clock, config.api_version),
         AgentLogs(database, events, clock, long_lived),
@@ -207,6 +211,13 @@ async def _compose(
         return (await people.new_link(await _first_owner(database, clock))).url
 
     return Server(app, login_link, network)
+
+
+async def _verifiers(config: ServerConfig, clock: Clock) -> Verifiers:
+    identity = IdentityConfig() if config.identity is None else await asyncio.to_thread(read_config, config.identity)
+    verifiers = Verifiers(identity, HttpGet(public=True), HttpGet(public=False), clock)
+    await verifiers.check_config()
+    return verifiers
 
 
 async def _first_owner(database: Database, clock: Clock) -> UUID:
@@ -258,7 +269,8 @@ def url_of(bound: socket.socket) -> str:
 async def run(config: ServerConfig, clock: Clock, say: Callable[[str], None], *, print_login: bool = False) -> None:
     """Serve until SIGTERM or SIGINT; the second one ends the process at once. `say` gets what people wait for.
 
-    Raises `ListenError`, `agent.server.store.DatabaseError` and `agent.server.derp_map.DerpMapFileError`.
+    Raises `ListenError`, `agent.server.store.DatabaseError`, `agent.server.derp_map.DerpMapFileError` and
+    `agent.server.identity.IdentityConfigError`.
     """
     await asyncio.to_thread(config.data_dir.mkdir, mode=0o700, parents=True, exist_ok=True)
     bound = await asyncio.to_thread(listen, config)

@@ -54,7 +54,7 @@ class UserPrincipal:
 
 @dataclass(frozen=True, slots=True)
 class AgentPrincipal:
-    """An agent, for one request."""
+    """An agent, for one request. `token_hash` is that of the token which it came with."""
 
     id: UUID
     token_hash: bytes
@@ -168,8 +168,9 @@ class Authenticator:
                 401, "Workspace agent token invalid.", f"An agent token must be a valid UUIDv4. (len {length})"
             ) from error
         try:
+            token_hash = hash_agent_token(parsed)
             async with self._database.reading() as session:
-                row = await agents.by_token(session, hash_agent_token(parsed))
+                row = await agents.by_token(session, token_hash)
         except QueryError as error:
             raise ApiError(500, "Internal error checking workspace agent authorization.", reason(error)) from error
         if row is None:
@@ -181,7 +182,7 @@ class Authenticator:
             )
         return AgentPrincipal(
             id=row.agent.id,
-            token_hash=row.agent.token_hash,
+            token_hash=token_hash,
             name=row.agent.name,
             build_id=row.build.id,
             workspace_id=row.workspace.id,

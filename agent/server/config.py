@@ -44,6 +44,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Address of the database; empty: `server.db` in `data_dir`."""
     api_version: ApiVersion = CURRENT
     """The newest version of the agent API that agents are offered (agent-api.md §7)."""
+    identity: Path | None = None
+    """What is decided about cloud identities (`agent.server.identity.config`), as YAML or JSON; None: the defaults."""
     agent_log_limit: int = 64 * MIB
     """Bytes of log lines that one agent may store (the Go server: 1 MiB)."""
     ping_period: float = 15.0

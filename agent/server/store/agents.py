@@ -75,8 +75,9 @@ def _rows() -> Select[Agent, Build, Workspace, User]:
 
 
 async def by_token(session: AsyncSession, token_hash: bytes) -> AgentRow | None:
-    """The agent with this token, if it may connect."""
-    row = (await session.execute(_rows().where(Agent.token_hash == token_hash, is_current()))).one_or_none()
+    """The agent with this token, be it the one it was made with or the one its instance got, if it may connect."""
+    has_token = or_(Agent.token_hash == token_hash, Agent.identity_token_hash == token_hash)
+    row = (await session.execute(_rows().where(has_token, is_current()))).one_or_none()
     return None if row is None else AgentRow(row[0], row[1], row[2], row[3])
 
 
@@ -89,12 +90,13 @@ async def by_id(session: AsyncSession, agent_id: UUID) -> AgentRow | None:
 async def current_tokens(session: AsyncSession, hashes: Collection[bytes]) -> set[bytes]:
     """Those of the hashed tokens with which an agent may (still) be connected."""
     query = (
-        select(Agent.token_hash)
+        select(Agent.token_hash, Agent.identity_token_hash)
         .join(Build, Build.id == Agent.build_id)
         .join(Workspace, Workspace.id == Build.workspace_id)
-        .where(Agent.token_hash.in_(hashes), is_current())
+        .where(or_(Agent.token_hash.in_(hashes), Agent.identity_token_hash.in_(hashes)), is_current())
     )
-    return set((await session.scalars(query)).all())
+    known = {token for row in await session.execute(query) for token in row}
+    return known.intersection(hashes)
 
 
 async def newest(session: AsyncSession, owner_id: UUID | None = None, name: str | None = None) -> Sequence[AgentRow]:

@@ -156,7 +156,9 @@ async def add_agent(session: AsyncSession, build_id: UUID, new: NewAgent, now: i
 
 
 async def replace_token(session: AsyncSession, agent_id: UUID, token_hash: bytes, now: int) -> None:
-    await session.execute(update(Agent).where(Agent.id == agent_id).values(token_hash=token_hash, updated_at=now))
+    """Both tokens that the agent may have are refused from now on; its instance gets another one."""
+    values = {"token_hash": token_hash, "identity_token_hash": None, "updated_at": now}
+    await session.execute(update(Agent).where(Agent.id == agent_id).values(**values))
 
 
 async def stops_that_are_over(session: AsyncSession, started_before: int) -> Sequence[Build]:
