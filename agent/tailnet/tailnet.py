@@ -39,6 +39,8 @@ HOME_LIMIT: Final = 3.0
 DIAL_LIMIT: Final = 30.0
 MAX_PINGED: Final = 256
 """Peers whose latency is measured at once."""
+FIRST_PAUSE, MAX_PAUSE = 0.05, 5.0
+"""Seconds between two questions whether a peer's network answers; each pause is half as long again as the last."""
 EPHEMERAL: Final = (49_152, 65_536)
 
 Handler = Callable[[TailnetStream], Awaitable[None]]
@@ -242,12 +244,17 @@ class Tailnet:
         """Serve connections to a port; the stream is closed when the handler returns."""
         self._listeners[port] = handler
 
-    async def dial_tcp(self, address: bytes, port: int, timeout: float = DIAL_LIMIT) -> TailnetStream:
-        """A connection to a peer. Raises `TailnetError` when it is not there within `timeout` seconds or refuses."""
+    async def dial_tcp(
+        self, address: bytes, port: int, timeout: float = DIAL_LIMIT, allowed: int | None = None
+    ) -> TailnetStream:
+        """A connection to a peer, which may send as many bytes as `allowed` until `TailnetStream.allow` says more.
+
+        Raises `TailnetError` when it is not there within `timeout` seconds or refuses.
+        """
         where = f"[{ipaddress.IPv6Address(address)}]:{port}"
         if address not in self._peers:
             raise TailnetError(f"{where}: no such peer")
-        stream = self.engine.dial(address, port)
+        stream = self.engine.dial(address, port, allowed)
         try:
             async with deadline(self._clock, timeout):
                 await stream.connected()
@@ -261,20 +268,31 @@ class Tailnet:
         return stream
 
     async def reach(self, address: bytes, timeout: float = DIAL_LIMIT) -> float:
-        """Seconds that a peer's network took to answer (TSMP), asked again until it does. Raises `TailnetError`."""
-        pause = 0.05
+        """Seconds that a peer's network took to answer (TSMP), asked ever more rarely until it does. An answer counts
+        also when later questions are on their way, so that a long round trip is waited for only once (§1.3).
+
+        Raises `TailnetError`.
+        """
+        pings: list[asyncio.Task[float]] = []
+        pause = FIRST_PAUSE
         try:
             async with deadline(self._clock, timeout):
                 while True:
+                    pings.append(asyncio.create_task(self.engine.ping(address), name="ping"))
                     try:
-                        async with deadline(self._clock, max(pause, 0.25)):
-                            return await self.engine.ping(address)
+                        async with deadline(self._clock, pause * random.uniform(0.5, 1.5)):  # noqa: S311 - no secret
+                            done, _ = await asyncio.wait(pings, return_when=asyncio.FIRST_COMPLETED)
+                        return done.pop().result()
                     except TimeoutError:
-                        pause = min(pause * 1.5, 5.0)
+                        pause = min(pause * 1.5, MAX_PAUSE)
         except TimeoutError as error:
             raise TailnetError(f"{ipaddress.IPv6Address(address)}: no answer within {timeout:g} s") from error
         except UnansweredError as error:
             raise TailnetError(f"{ipaddress.IPv6Address(address)}: {error}") from error
+        finally:
+            for ping in pings:
+                ping.cancel()
+            await asyncio.gather(*pings, return_exceptions=True)
 
     async def ping(self, address: bytes, timeout: float = 5.0) -> Answered:
         """A disco ping: how long the peer takes to answer, and on which way. Raises `TailnetError`."""

@@ -97,10 +97,14 @@ class Node:
 class Net:
     """Carries what nodes send, one loop turn later."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._late: set[asyncio.Task[None]] = set()
         self.nodes: list[Node] = []
         self.udp = True
         self.relays = True
+        self.delay = 0.0
+        """Seconds that the relay takes."""
 
     def carry(self, sender: Node, endpoint: Endpoint, datagrams: list[bytes]) -> None:
         for node in self.nodes:
@@ -111,13 +115,22 @@ class Net:
         for node in self.nodes:
             if self.relays and node.key == peer:
                 packets = [(sender.key, datagram) for datagram in datagrams]
-                asyncio.get_running_loop().call_soon(node.engine.receive_relay, REGION, packets)
+                if self.delay:
+                    task = asyncio.ensure_future(self._later(node, packets))
+                    self._late.add(task)
+                    task.add_done_callback(self._late.discard)
+                else:
+                    asyncio.get_running_loop().call_soon(node.engine.receive_relay, REGION, packets)
+
+    async def _later(self, node: Node, packets: list[tuple[bytes, bytes]]) -> None:
+        await self._clock.sleep(self.delay)
+        node.engine.receive_relay(REGION, packets)
 
 
 @asynccontextmanager
 async def pair(clock: Clock, *, direct: bool = False, limits: Limits | None = None) -> AsyncIterator[tuple[Node, Node]]:
     """Two nodes that know each other; their clocks run."""
-    net = Net()
+    net = Net(clock)
     a, b = (Node(net, number, clock, limits) for number in (1, 2))
     net.nodes += [a, b]
     timers = [asyncio.ensure_future(node.engine.keep_time()) for node in (a, b)]

@@ -51,7 +51,7 @@ class Three:
 
 @asynccontextmanager
 async def three(clock: ManualClock) -> AsyncIterator[Three]:
-    net = Net()
+    net = Net(clock)
     nodes = [Node(net, number, clock) for number in (1, 2, 3)]
     net.nodes += nodes
     victim, hostile, honest = nodes
