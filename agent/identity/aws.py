@@ -17,6 +17,7 @@ from agent.identity.metadata import (
     ProofError,
     RefusedByMetadataError,
     UnansweredError,
+    advice,
     endpoint,
 )
 from agent.identity.token import IdentityError
@@ -53,11 +54,11 @@ async def prove(service: MetadataService) -> dict[str, str]:
     """`signature` and `document`, byte for byte as they came. Raises `IdentityError`."""
     try:
         headers = {"X-aws-ec2-metadata-token": await session_token(service)}
+        signature = await service.ask("GET", SIGNATURE, headers, _check_signature)
+        document = await service.ask("GET", DOCUMENT, headers, _check_document)
     except MetadataError as error:
-        advice = await asyncio.to_thread(_advice, error)
-        raise IdentityError(f"{error}; {advice}") from error
-    signature = await service.ask("GET", SIGNATURE, headers, _check_signature)
-    document = await service.ask("GET", DOCUMENT, headers, _check_document)
+        remedy = await asyncio.to_thread(_advice, error)
+        raise IdentityError(f"{error}; {remedy}") from error
     return {"signature": signature.body.decode("ascii"), "document": document.body.decode()}
 
 
@@ -69,15 +70,13 @@ async def session_token(service: MetadataService) -> str:
 
 def _advice(error: MetadataError) -> str:
     match error:
-        case UnansweredError(connected=True) if runs_in_container():
+        case UnansweredError(silent=True) if runs_in_container():
             return (
                 "the agent runs in a container, and AWS sends this answer not farther than the instance unless its "
                 f"hop limit is 2 or more: {_RAISE_THE_LIMIT}"
             )
-        case UnansweredError(connected=True):
+        case UnansweredError(silent=True):
             return f"where the agent is one hop away from the instance, its hop limit must be 2: {_RAISE_THE_LIMIT}"
-        case UnansweredError():
-            return "this may be no AWS instance, or a firewall may keep the agent from its metadata"
         case RefusedByMetadataError(status=403):
             return (
                 "the metadata of this instance are switched off: aws ec2 modify-instance-metadata-options "
@@ -89,7 +88,7 @@ def _advice(error: MetadataError) -> str:
                 "emulation of IMDSv1, which this agent does not use"
             )
         case _:
-            return "see the health of the instance's metadata service"
+            return advice(error, "AWS")
 
 
 def _check_token(answer: Answer) -> None:

@@ -14,6 +14,7 @@ from agent.identity.metadata import (
     MetadataService,
     ProofError,
     RefusedByMetadataError,
+    advice,
     endpoint,
 )
 from agent.identity.token import IdentityError
@@ -73,11 +74,7 @@ def _check(answer: Answer) -> None:
 
 def _advice(error: MetadataError) -> str:
     match error:
-        case ProofError():
-            return "the agent asks again with its next attempt"
         case RefusedByMetadataError(status=404 | 405):
             return "it may be another cloud: --auth auto finds out"
-        case RefusedByMetadataError(status=400 | 403):
-            return "a proxy in between may change requests: the address must be reached directly"
         case _:
-            return "this may be no Azure machine, or a firewall may keep the agent from its metadata"
+            return advice(error, "Azure")

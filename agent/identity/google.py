@@ -13,6 +13,7 @@ from agent.identity.metadata import (
     MetadataService,
     ProofError,
     RefusedByMetadataError,
+    advice,
     endpoint,
 )
 from agent.identity.token import IdentityError
@@ -60,14 +61,10 @@ def _check(answer: Answer) -> None:
 
 def _advice(error: MetadataError) -> str:
     match error:
-        case ProofError():
-            return "the agent asks again with its next attempt"
         case RefusedByMetadataError(status=404):
             return (
                 "the instance has no service account, or this is another cloud: give it one "
                 "(gcloud compute instances set-service-account), or use --auth auto"
             )
-        case RefusedByMetadataError(status=403):
-            return "a proxy in between may change requests: the address must be reached directly"
         case _:
-            return "this may be no Google Cloud machine, or a firewall may keep the agent from its metadata"
+            return advice(error, "Google Cloud")

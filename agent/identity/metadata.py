@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 
 ATTEMPT_LIMIT = 2.0
 """Seconds for one request, connecting included."""
-TOTAL_LIMIT = 10.0
-"""Seconds for all that one exchange asks of the metadata service, pauses included (agent-api.md §5.2)."""
+TOTAL_LIMIT = 6.0
+"""Seconds for all that one exchange asks of the metadata service, pauses included. With what the control plane needs it
+stays below the 10 s of agent-api.md §5.2."""
 ATTEMPTS = 5
 """Requests at most for one thing (agent-api.md §5.5)."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 2.0
@@ -48,21 +49,22 @@ class MetadataError(IdentityError):
 
 
 class UnansweredError(MetadataError):
-    """No answer. `connected` tells whether somebody took the connection at all."""
+    """No answer. `silent`: somebody took the connection, and then said nothing at all."""
 
     passing = True
 
-    def __init__(self, request: str, what: str, *, connected: bool) -> None:
+    def __init__(self, request: str, what: str, *, silent: bool = False) -> None:
         super().__init__(f"{request}: {what}")
-        self.connected = connected
+        self.silent = silent
 
 
 class RefusedByMetadataError(MetadataError):
     """Another status than 200."""
 
     def __init__(self, request: str, answer: Answer) -> None:
-        spoke = f" by the metadata service of {answer.cloud}" if answer.cloud else ""
-        super().__init__(f"{request}: answered with status {answer.status}{spoke}")
+        by = f" by the metadata service of {answer.cloud}" if answer.cloud else ""
+        followed = ", a redirect, which is not followed" if 300 <= answer.status < 400 else ""
+        super().__init__(f"{request}: answered{by} with status {answer.status}{followed}")
         self.status = answer.status
         self.passing = answer.status >= 500 or answer.status in _PASSING
 
@@ -75,9 +77,20 @@ class ProofError(MetadataError):
     def __init__(self, thing: str, what: str, answer: Answer) -> None:
         kind = answer.content_type or "no content type"
         super().__init__(
-            f"{thing} is unusable: {what} ({len(answer.body)} bytes, {kind}); something else may answer at this "
-            "address, or cut answers off"
+            f"{thing} is unusable: {what} ({len(answer.body)} bytes, {kind}); something in between may answer in its "
+            "stead, or cut answers off"
         )
+
+
+def advice(error: MetadataError, title: str) -> str:
+    """What to do about it, in whatever cloud."""
+    match error:
+        case UnansweredError():
+            return f"this may be no machine in {title}, or a firewall may keep the agent from its metadata"
+        case RefusedByMetadataError() if not error.passing:
+            return "something else may answer there: the metadata service must be reached without any proxy"
+        case _:
+            return "the agent asks again with its next attempt"
 
 
 class AskError(Exception):
@@ -169,11 +182,11 @@ class MetadataService:
             async with deadline(self._clock, min(ATTEMPT_LIMIT, max(self._end - self._clock.now(), 0))):
                 answer = await self._asker.ask(method, url, headers)
         except TimeoutError:
-            connected = self._asker.connected
-            what = "the connection was taken, and no answer came in time" if connected else "nobody answers"
-            raise UnansweredError(request, what, connected=connected) from None
+            silent = self._asker.connected
+            what = "the connection was taken, and no answer came in time" if silent else "nobody answers"
+            raise UnansweredError(request, what, silent=silent) from None
         except AskError as error:
-            raise UnansweredError(request, str(error), connected=self._asker.connected) from error
+            raise UnansweredError(request, str(error)) from error
         if answer.status != 200:
             raise RefusedByMetadataError(request, answer)
         return answer
@@ -219,6 +232,7 @@ async def http_asker() -> AsyncIterator[HttpAsker]:
         connector=aiohttp.TCPConnector(limit=4),
         cookie_jar=aiohttp.DummyCookieJar(),
         headers={"User-Agent": f"workspace-agent/{VERSION}", "Accept-Encoding": "identity"},
+        skip_auto_headers=("Content-Type",),
         timeout=aiohttp.ClientTimeout(total=None),
         trace_configs=[trace],
         trust_env=False,
