@@ -99,7 +99,8 @@ export interface Path {
   direct: boolean;
   endpoint: string;
   region: string;
-  latency_ms: number;
+  /** Missing while none was measured. */
+  latency_ms?: number;
 }
 
 export interface Port {

@@ -15,6 +15,7 @@ type Phase = "asking" | "first" | "login" | "in" | "away";
 
 function Page() {
   const phase = useSignal<Phase>("asking");
+  const trouble = useSignal("");
 
   const ask = async () => {
     try {
@@ -32,7 +33,16 @@ function Page() {
   useEffect(() => void ask(), []);
 
   const logout = async () => {
-    await api.logout().catch(() => undefined);
+    try {
+      await api.logout();
+    } catch (error) {
+      // A session that goes on while its person thinks it ended is worse than a page that says so.
+      if ((error as ApiError).status !== 401) {
+        trouble.value = `Not logged out: ${(error as ApiError).message}`;
+        return;
+      }
+    }
+    trouble.value = "";
     user.value = null;
     phase.value = "login";
     go("/");
@@ -59,6 +69,11 @@ function Page() {
           </>
         )}
       </header>
+      {trouble.value && (
+        <p class="trouble bar-wide" role="alert">
+          {trouble.value}
+        </p>
+      )}
       {phase.value === "asking" && <main />}
       {phase.value === "away" && (
         <main class="narrow">

@@ -1,7 +1,7 @@
 import { describe, expect, it } from "vitest";
 import { numberIn } from "../src/parts/graph";
 import { launchCommands } from "../src/parts/launch";
-import { mistakenLine } from "../src/pages/create";
+import { lineRange, mistake } from "../src/pages/create";
 import { duration, safeLink } from "../src/text";
 
 describe("texts", () => {
@@ -22,7 +22,16 @@ describe("texts", () => {
   });
 
   it("finds the line of a mistake", () => {
-    expect(["line 12: unknown key", "no line", "line x: y"].map(mistakenLine)).toEqual([12, 0, 0]);
+    const read = (detail: string) => mistake({ field: "scripts", detail });
+    expect(read("line 12: unknown key")).toEqual({ line: 12, field: "scripts", text: "unknown key" });
+    expect(read("no line")).toEqual({ line: 0, field: "scripts", text: "no line" });
+    expect(read("line x: y").line).toBe(0);
+    expect(read("line 3: two\nlines").text).toBe("two\nlines");
+  });
+
+  it("knows where a line is", () => {
+    const text = "first\n\nthird";
+    expect([1, 2, 3, 4].map((line) => text.slice(...lineRange(text, line)))).toEqual(["first", "", "third", ""]);
   });
 
   it("names the token once in each way to launch, and the server's address", () => {

@@ -25,6 +25,11 @@ export function spans(line: string): Span[] {
   return found;
 }
 
+/** The line without its sequences. */
+export function plain(line: string): string {
+  return line.replace(SEQUENCE, "");
+}
+
 function styled(before: Set<string>, parameters: string): Set<string> {
   const styles = new Set(before);
   const colour = (name: string | null) => {

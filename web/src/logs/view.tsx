@@ -4,13 +4,11 @@ import { useComputed, useSignal, useSignalEffect } from "@preact/signals";
 import { useEffect, useMemo, useRef } from "preact/hooks";
 import type { LogLine, LogSource } from "../api";
 import { clock } from "../text";
-import { spans } from "./ansi";
+import { plain, spans } from "./ansi";
 import { LogFollower } from "./follow";
 import { LEVELS, type Level } from "./store";
 
 const ROW = 20;
-/** Browsers cannot show an element higher than this; far beyond what the store keeps. */
-const MAX_HEIGHT = 15_000_000;
 const SPARE = 20;
 
 export function Logs({ agent, sources }: { agent: string; sources: LogSource[] }) {
@@ -20,7 +18,7 @@ export function Logs({ agent, sources }: { agent: string; sources: LogSource[] }
   const level = useSignal<Level>("trace");
   const source = useSignal("");
   const pinned = useSignal(true);
-  const wrap = useSignal<LogLine | null>(null);
+  const chosen = useSignal<LogLine | null>(null);
 
   useSignalEffect(() => {
     follower.store.setFilter({ text: text.value, level: level.value, source: source.value });
@@ -69,13 +67,17 @@ export function Logs({ agent, sources }: { agent: string; sources: LogSource[] }
           Download
         </a>
       </div>
-      <List follower={follower} sources={sources} pinned={pinned.value} unpin={() => (pinned.value = false)} open={wrap} />
-      {wrap.value && (
-        <div class="line-detail" role="dialog" aria-label="The whole line">
-          <button class="quiet" onClick={() => (wrap.value = null)}>
-            Close
-          </button>
-          <pre>{wrap.value.output}</pre>
+      <List follower={follower} sources={sources} pinned={pinned.value} unpin={() => (pinned.value = false)} chosen={chosen} />
+      {chosen.value && (
+        <div class="line-detail" role="region" aria-label="The whole line">
+          <div class="bar">
+            <time dateTime={chosen.value.created_at}>{new Date(chosen.value.created_at).toLocaleString()}</time>
+            <span class="grow" />
+            <button class="quiet" onClick={() => (chosen.value = null)}>
+              Close
+            </button>
+          </div>
+          <pre tabIndex={0}>{plain(chosen.value.output)}</pre>
         </div>
       )}
     </section>
@@ -87,10 +89,11 @@ interface ListProps {
   sources: LogSource[];
   pinned: boolean;
   unpin: () => void;
-  open: { value: LogLine | null };
+  /** The line that is shown as a whole. */
+  chosen: { value: LogLine | null };
 }
 
-function List({ follower, sources, pinned, unpin, open }: ListProps) {
+function List({ follower, sources, pinned, unpin, chosen }: ListProps) {
   const box = useRef<HTMLDivElement>(null);
   const top = useSignal(0);
   const height = useSignal(400);
@@ -109,6 +112,26 @@ function List({ follower, sources, pinned, unpin, open }: ListProps) {
     if (pinned && box.current) box.current.scrollTop = box.current.scrollHeight;
   }, [version, pinned, height.value]);
 
+  const choose = (index: number) => {
+    const line = lines[Math.max(0, Math.min(index, lines.length - 1))];
+    const element = box.current;
+    if (!line || !element) return;
+    unpin();
+    chosen.value = line;
+    const at = lines.indexOf(line) * ROW;
+    if (at < element.scrollTop) element.scrollTop = at;
+    else if (at + ROW > element.scrollTop + element.clientHeight) element.scrollTop = at + ROW - element.clientHeight;
+  };
+  const key = (event: KeyboardEvent) => {
+    const step = { ArrowUp: -1, ArrowDown: 1 }[event.key];
+    const now = chosen.value ? lines.indexOf(chosen.value) : -1;
+    if (event.key === "Escape") chosen.value = null;
+    else if (event.key === "Enter" && now < 0) choose(Math.floor((top.value + height.value) / ROW) - 1);
+    else if (step && now >= 0) choose(now + step);
+    else return;
+    event.preventDefault();
+  };
+
   const first = Math.max(0, Math.floor(top.value / ROW) - SPARE);
   const last = Math.min(lines.length, Math.ceil((top.value + height.value) / ROW) + SPARE);
   return (
@@ -118,6 +141,8 @@ function List({ follower, sources, pinned, unpin, open }: ListProps) {
       tabIndex={0}
       role="log"
       aria-live="off"
+      aria-label="Lines; Enter shows one as a whole, the arrows go on from it"
+      onKeyDown={key}
       onScroll={(event) => {
         const element = event.currentTarget;
         const up = element.scrollTop < top.value;
@@ -125,13 +150,13 @@ function List({ follower, sources, pinned, unpin, open }: ListProps) {
         if (up && element.scrollHeight - element.scrollTop - element.clientHeight > 2 * ROW) unpin();
       }}
     >
-      <div style={{ height: `${Math.min(lines.length * ROW, MAX_HEIGHT)}px`, position: "relative" }}>
+      <div style={{ height: `${lines.length * ROW}px`, position: "relative" }}>
         {lines.slice(first, last).map((line, index) => (
           <div
-            class={`line ${line.level}`}
+            class={`line ${line.level} ${line === chosen.value ? "chosen" : ""}`}
             key={line.id}
             style={{ top: `${(first + index) * ROW}px` }}
-            onDblClick={() => (open.value = line)}
+            onClick={() => getSelection()?.isCollapsed !== false && (chosen.value = line)}
           >
             <time dateTime={line.created_at}>{clock(line.created_at)}</time>
             <span class="level">{line.level}</span>

@@ -1,19 +1,19 @@
 import { useSignal } from "@preact/signals";
 import { useEffect, useMemo } from "preact/hooks";
-import { type Agent, ApiError, type Path, type Timing, api } from "../api";
+import type { Agent, Path, Timing } from "../api";
 import { type Live, follow } from "../live";
 import { Logs } from "../logs/view";
-import { Launch } from "../parts/launch";
-import { State } from "../parts/state";
+import { Actions } from "../parts/actions";
 import { Apps } from "../parts/apps";
 import { Metadata } from "../parts/metadata";
 import { Ports } from "../parts/ports";
+import { Reach } from "../parts/reach";
 import { Scripts } from "../parts/scripts";
+import { isOff, State } from "../parts/state";
 import { now } from "../parts/time";
-import { go } from "../router";
+import { useTitle } from "../parts/title";
 import { Terminals } from "../terminal/tabs";
 import { ago } from "../text";
-import { Trouble } from "./login";
 
 export interface Watched {
   agent: Agent;
@@ -23,7 +23,7 @@ export interface Watched {
   path: Path | null;
 }
 
-const SECTIONS = ["Terminal", "Logs", "Overview"] as const;
+const SECTIONS = ["Overview", "Terminal", "Logs"] as const;
 
 export function AgentPage({ id, loggedOut }: { id: string; loggedOut: () => void }) {
   const live = useMemo(() => follow<Watched>(`agents/${encodeURIComponent(id)}/watch`), [id]);
@@ -46,10 +46,7 @@ function Shown({ live, watched }: { live: Live<Watched>; watched: Watched }) {
   const { agent, name, path, timings } = watched;
   const shown = useSignal<(typeof SECTIONS)[number]>(agent.status === "connected" ? "Terminal" : "Overview");
   const opened = useSignal(shown.value === "Terminal");
-  useEffect(() => {
-    document.title = `${name} · workspace-agent`;
-    return () => (document.title = "workspace-agent");
-  }, [name]);
+  useTitle(name);
   const show = (section: (typeof SECTIONS)[number]) => {
     shown.value = section;
     opened.value ||= section === "Terminal";
@@ -59,11 +56,7 @@ function Shown({ live, watched }: { live: Live<Watched>; watched: Watched }) {
       <div class="heading">
         <h1>{name}</h1>
         <State agent={agent} />
-        {path && agent.status === "connected" && (
-          <span class="path" title={path.direct ? path.endpoint : `over the relay ${path.region}`}>
-            {path.direct ? "direct" : `relayed (${path.region})`}, {path.latency_ms.toFixed(1)} ms
-          </span>
-        )}
+        {path && agent.status === "connected" && <Reach path={path} />}
         {!live.fresh.value && <span class="stale">not up to date: the control plane does not answer</span>}
         <span class="grow" />
         <nav class="sections" aria-label="Sections">
@@ -77,21 +70,40 @@ function Shown({ live, watched }: { live: Live<Watched>; watched: Watched }) {
       {!agent.health.healthy && agent.health.reason && <p class="warning">{agent.health.reason}</p>}
       {opened.value && (
         <div class="pane" hidden={shown.value !== "Terminal"}>
+          {agent.status !== "connected" && (
+            <p class="warning">
+              {isOff(agent) ? "The workspace is stopped." : "The agent is not connected."} Terminals open when it is
+              there; shells that are open wait for it.
+            </p>
+          )}
           <Terminals agent={agent.id} reachable={agent.status === "connected"} />
         </div>
       )}
       {shown.value === "Logs" && <Logs agent={agent.id} sources={agent.log_sources} />}
       {shown.value === "Overview" && (
         <div class="overview">
-          <Scripts scripts={agent.scripts} timings={timings} />
-          <Metadata agent={agent.id} />
+          {agent.status !== "connected" && <Absent agent={agent} />}
           <Apps apps={agent.apps} />
           {agent.status === "connected" && <Ports agent={agent.id} />}
+          <Metadata agent={agent.id} />
+          <Scripts agent={agent} timings={timings} />
           <Facts agent={agent} />
-          <Actions agent={agent} />
+          <Actions agent={agent} name={name} />
         </div>
       )}
     </main>
+  );
+}
+
+/** Why there is little to see, and what to do. */
+function Absent({ agent }: { agent: Agent }) {
+  const seen = agent.last_connected_at ? `It was last seen ${ago(agent.last_connected_at, now.value)}.` : "";
+  if (isOff(agent)) return <p class="absent">This workspace is stopped. {seen} “Start as new” makes a new agent for it.</p>;
+  return (
+    <p class="absent">
+      {agent.first_connected_at ? `The agent is not connected. ${seen}` : "The agent has not connected yet."} Start it in
+      the workspace with its token; “New token” shows how.
+    </p>
   );
 }
 
@@ -122,62 +134,6 @@ function Facts({ agent }: { agent: Agent }) {
             </div>
           ))}
       </dl>
-    </section>
-  );
-}
-
-function Actions({ agent }: { agent: Agent }) {
-  const token = useSignal("");
-  const trouble = useSignal<ApiError | null>(null);
-  const attempt = async (action: () => Promise<unknown>) => {
-    trouble.value = null;
-    try {
-      await action();
-    } catch (error) {
-      trouble.value = error as ApiError;
-    }
-  };
-  return (
-    <section aria-label="Actions">
-      <h2>Actions</h2>
-      <div class="actions">
-        <button onClick={() => attempt(async () => (token.value = (await api.newToken(agent.id)).token))}>
-          New token
-        </button>
-        <button
-          onClick={() =>
-            confirm("Run the stop scripts and end the agent?") && attempt(() => api.stop(agent.id))
-          }
-        >
-          Stop
-        </button>
-        <button
-          onClick={() =>
-            confirm("Start anew? The agent of now is refused from then on, and a new token is made.") &&
-            attempt(async () => {
-              const made = await api.start(agent.id);
-              token.value = made.token;
-              go(`/agents/${made.id}`, true);
-            })
-          }
-        >
-          Start anew
-        </button>
-        <button
-          class="danger"
-          onClick={() =>
-            confirm("Delete this workspace with its agent and logs?") &&
-            attempt(async () => {
-              await api.deleteAgent(agent.id);
-              go("/");
-            })
-          }
-        >
-          Delete
-        </button>
-      </div>
-      {trouble.value && <Trouble error={trouble.value} />}
-      {token.value && <Launch token={token.value} />}
     </section>
   );
 }

@@ -3,6 +3,7 @@ import type { AgentSummary } from "../api";
 import { follow } from "../live";
 import { State } from "../parts/state";
 import { now } from "../parts/time";
+import { useTitle } from "../parts/title";
 import { ago } from "../text";
 
 /** All agents, as they are now. */
@@ -12,6 +13,7 @@ export function Agents({ loggedOut }: { loggedOut: () => void }) {
   useEffect(() => {
     if (live.refused.value) loggedOut();
   }, [live.refused.value]);
+  useTitle("Agents");
   const found = live.value.value?.agents;
   return (
     <main>
@@ -19,15 +21,20 @@ export function Agents({ loggedOut }: { loggedOut: () => void }) {
         <h1>Agents</h1>
         {found && !live.fresh.value && <span class="stale">not up to date: the control plane does not answer</span>}
         <span class="grow" />
-        <a class="button primary" href="/new">
-          New agent
-        </a>
+        {found?.length !== 0 && (
+          <a class="button primary" href="/new">
+            New agent
+          </a>
+        )}
       </div>
       {!found && <p class="empty">{live.fresh.value ? "" : "Loading …"}</p>}
       {found?.length === 0 && (
-        <p class="empty">
-          No agents yet. <a href="/new">Create one</a>, and start it where your workspace is.
-        </p>
+        <div class="nothing">
+          <p>No agents yet. An agent runs in a workspace and brings its terminals, ports and logs here.</p>
+          <a class="button primary" href="/new">
+            Create the first one
+          </a>
+        </div>
       )}
       {found && found.length > 0 && (
         <table class="agents">
@@ -49,6 +56,9 @@ export function Agents({ loggedOut }: { loggedOut: () => void }) {
                 </td>
                 <td>
                   <State agent={agent} />
+                  {agent.status !== "connected" && (
+                    <div class="narrow-only reason">{ago(agent.last_connected_at, now.value)}</div>
+                  )}
                 </td>
                 <td class="wide">{agent.owner_name}</td>
                 <td class="wide">{agent.status === "connected" ? "now" : ago(agent.last_connected_at, now.value)}</td>

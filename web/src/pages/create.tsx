@@ -1,12 +1,12 @@
 import { useSignal } from "@preact/signals";
 import { useRef } from "preact/hooks";
-import { ApiError, type NewAgent, api } from "../api";
+import { ApiError, type NewAgent, type Validation, api } from "../api";
 import { Launch } from "../parts/launch";
-import { Trouble } from "./login";
+import { useTitle } from "../parts/title";
 
 const EXAMPLE = `# What an agent is to do. Only the name is needed.
 name: my-workspace
-directory: ~
+directory: "~"
 scripts:
   - display_name: Hello
     run_on_start: true
@@ -19,18 +19,39 @@ metadata:
     interval: 5
 `;
 
-/** The line that a mistake names, from 1; 0 for none. */
-export function mistakenLine(detail: string): number {
-  return Number(/^line (\d+):/.exec(detail)?.[1] ?? 0);
+interface Mistake {
+  /** From 1; 0 where none is known. */
+  line: number;
+  field: string;
+  text: string;
+}
+
+export function mistake({ field, detail }: Validation): Mistake {
+  const found = /^line (\d+): ([^]*)$/.exec(detail);
+  return { line: Number(found?.[1] ?? 0), field, text: found?.[2] ?? detail };
+}
+
+/** Where the line `number`, from 1, begins and ends in `text`. */
+export function lineRange(text: string, number: number): [number, number] {
+  const lines = text.split("\n");
+  const start = lines.slice(0, number - 1).reduce((sum, line) => sum + line.length + 1, 0);
+  return [Math.min(start, text.length), Math.min(start + (lines[number - 1]?.length ?? 0), text.length)];
 }
 
 export function Create() {
   const text = useSignal(EXAMPLE);
   const trouble = useSignal<ApiError | null>(null);
   const made = useSignal<NewAgent | null>(null);
+  const refused = useSignal("");
   const busy = useSignal(false);
-  const gutter = useRef<HTMLDivElement>(null);
+  const editor = useRef<HTMLTextAreaElement>(null);
+  useTitle("New agent");
 
+  const show = (line: number) => {
+    if (!editor.current) return;
+    editor.current.focus();
+    editor.current.setSelectionRange(...lineRange(text.value, line));
+  };
   const submit = async (event: SubmitEvent) => {
     event.preventDefault();
     busy.value = true;
@@ -39,62 +60,114 @@ export function Create() {
       made.value = await api.createAgent(text.value);
     } catch (error) {
       trouble.value = error as ApiError;
+      refused.value = text.value;
+      const lines = trouble.value.validations.map((one) => mistake(one).line).filter(Boolean);
+      if (lines.length) show(Math.min(...lines));
     } finally {
       busy.value = false;
     }
   };
 
-  if (made.value) {
-    return (
-      <main>
-        <h1>{made.value.name} is there</h1>
-        {made.value.warnings.map((warning) => (
-          <p class="warning" key={warning}>
-            {warning}
-          </p>
-        ))}
-        <Launch token={made.value.token} />
-        <p>
-          <a class="button primary" href={`/agents/${made.value.id}`}>
-            Go to the agent
-          </a>
-        </p>
-      </main>
-    );
-  }
-  const mistakes = new Map<number, string[]>();
-  for (const { detail } of trouble.value?.validations ?? []) {
-    const line = mistakenLine(detail);
-    mistakes.set(line, [...(mistakes.get(line) ?? []), detail.replace(/^line \d+: /, "")]);
-  }
-  const lines = text.value.split("\n");
+  if (made.value) return <Made agent={made.value} />;
+  const mistakes = (trouble.value?.validations ?? []).map(mistake);
   return (
     <main>
       <h1>New agent</h1>
       <form onSubmit={submit}>
-        <div class="editor">
-          <div class="gutter" ref={gutter} aria-hidden="true">
-            {lines.map((_, index) => (
-              <div key={index} class={mistakes.has(index + 1) ? "mistake" : ""} title={mistakes.get(index + 1)?.join("\n")}>
-                {index + 1}
-              </div>
-            ))}
-          </div>
-          <textarea
-            aria-label="Definition of the agent, YAML or JSON"
-            spellcheck={false}
-            wrap="off"
-            rows={Math.min(Math.max(lines.length, 16), 40)}
-            value={text.value}
-            onInput={(event) => (text.value = event.currentTarget.value)}
-            onScroll={(event) => gutter.current && (gutter.current.scrollTop = event.currentTarget.scrollTop)}
-          />
+        <Editor text={text} editor={editor} mistakes={mistakes} refused={refused.value} />
+        <div class="actions">
+          <button class="primary" disabled={busy.value}>
+            Create
+          </button>
+          <a class="button" href="/">
+            Cancel
+          </a>
         </div>
-        <button class="primary" disabled={busy.value}>
-          Create
-        </button>
-        {trouble.value && <Trouble error={trouble.value} />}
+        {trouble.value && (
+          <div class="trouble" role="alert" id="mistakes">
+            <strong>{trouble.value.message}</strong> {trouble.value.detail}
+            <ul>
+              {mistakes.map(({ line, field, text }) => (
+                <li key={`${line} ${field} ${text}`}>
+                  {line > 0 && (
+                    <>
+                      <button type="button" class="link" onClick={() => show(line)}>
+                        line {line}
+                      </button>
+                      {": "}
+                    </>
+                  )}
+                  <code>{field}</code>: {text}
+                </li>
+              ))}
+            </ul>
+          </div>
+        )}
       </form>
+    </main>
+  );
+}
+
+interface EditorProps {
+  text: { value: string };
+  editor: { current: HTMLTextAreaElement | null };
+  mistakes: Mistake[];
+  /** The text that the mistakes are of: a line that is changed is no mistake any more. */
+  refused: string;
+}
+
+/** A text area as high as its text: lines and their numbers scroll as one. */
+function Editor({ text, editor, mistakes, refused }: EditorProps) {
+  const lines = text.value.split("\n");
+  const before = refused.split("\n");
+  const marked = mistakes.filter(({ line }) => line > 0 && lines[line - 1] === before[line - 1]);
+  return (
+    <div class="editor">
+      <div class="gutter" aria-hidden="true">
+        {lines.map((_, index) => (
+          <div key={index} class={marked.some(({ line }) => line === index + 1) ? "mistake" : ""}>
+            {index + 1}
+          </div>
+        ))}
+      </div>
+      <div class="code">
+        {marked.map(({ line, text }) => (
+          <span class="mark" key={`${line} ${text}`} style={{ "--line": line - 1 }} aria-hidden="true">
+            <span>{text}</span>
+          </span>
+        ))}
+        <textarea
+          ref={editor}
+          aria-label="Definition of the agent, YAML or JSON"
+          aria-invalid={marked.length > 0}
+          aria-describedby={mistakes.length ? "mistakes" : undefined}
+          spellcheck={false}
+          autocapitalize="off"
+          wrap="off"
+          rows={Math.max(lines.length + 1, 16)}
+          value={text.value}
+          onInput={(event) => (text.value = event.currentTarget.value)}
+        />
+      </div>
+    </div>
+  );
+}
+
+function Made({ agent }: { agent: NewAgent }) {
+  return (
+    <main>
+      <h1>{agent.name} is created</h1>
+      {agent.warnings.map((warning) => (
+        <p class="warning" key={warning}>
+          {warning}
+        </p>
+      ))}
+      <Launch token={agent.token} />
+      <p>
+        <a class="button primary" href={`/agents/${agent.id}`}>
+          Go to the agent
+        </a>
+      </p>
     </main>
   );
 }

@@ -1,10 +1,12 @@
 import { useSignal } from "@preact/signals";
 import { ApiError, api } from "../api";
+import { useTitle } from "../parts/title";
 
 /** Log in, or, on a server without users, make the first one. */
 export function Login({ first, done }: { first: boolean; done: () => void }) {
   const trouble = useSignal<ApiError | null>(null);
   const busy = useSignal(false);
+  useTitle(first ? "The first owner" : "Log in");
   const submit = async (event: SubmitEvent) => {
     event.preventDefault();
     const fields = new FormData(event.currentTarget as HTMLFormElement);
@@ -52,7 +54,8 @@ export function Login({ first, done }: { first: boolean; done: () => void }) {
       </form>
       {!first && (
         <p class="hint">
-          No password? <code>workspace-agent login-link</code> on the server's machine prints a link that works once.
+          No password? <code>workspace-agent server --print-login</code> prints a link for the owner when the server
+          starts. It works once.
         </p>
       )}
     </main>

@@ -1,4 +1,4 @@
-import type { Script, Timing } from "../api";
+import type { Agent, Script, Timing } from "../api";
 import { clock, duration } from "../text";
 
 const WORDS: Record<string, string> = {
@@ -11,7 +11,8 @@ const WORDS: Record<string, string> = {
 const tone = (status: string) => (status === "ok" ? "good" : status === "pipes_left_open" ? "warn" : "bad");
 
 /** The scripts with their last runs, and the runs of this life on a line of time. */
-export function Scripts({ scripts, timings }: { scripts: Script[]; timings: Timing[] }) {
+export function Scripts({ agent, timings }: { agent: Agent; timings: Timing[] }) {
+  const { scripts } = agent;
   if (!scripts.length) return null;
   const runs = timings.slice(-200);
   const starts = runs.map((run) => Date.parse(run.started_at));
@@ -39,11 +40,16 @@ export function Scripts({ scripts, timings }: { scripts: Script[]; timings: Timi
                 <td>{script.display_name}</td>
                 <td>{when(script)}</td>
                 <td>
-                  {last ? (
-                    <span class={`state ${tone(last.status)}`} title={`exit code ${last.exit_code}`}>
+                  {isRunning(script, agent, own) ? (
+                    <span class="state busy">
+                      <span class="dot" aria-hidden="true" />
+                      running
+                    </span>
+                  ) : last ? (
+                    <span class={`state ${tone(last.status)}`} title={`${last.stage}, exit code ${last.exit_code}`}>
                       <span class="dot" aria-hidden="true" />
                       {WORDS[last.status] ?? last.status}
-                      {last.exit_code !== 0 && ` (${last.exit_code})`}, {duration(seconds(last))}
+                      {last.exit_code !== 0 && ` (exit code ${last.exit_code})`}, {duration(seconds(last))}
                     </span>
                   ) : (
                     "–"
@@ -71,6 +77,15 @@ export function Scripts({ scripts, timings }: { scripts: Script[]; timings: Timi
       </table>
     </section>
   );
+}
+
+/** Agents tell of a run when it has ended; that one goes on follows from what the agent as a whole does. */
+export function isRunning(script: Script, agent: Pick<Agent, "lifecycle_state" | "status">, own: Timing[]): boolean {
+  if (agent.status !== "connected") return false;
+  const ended = (stage: string) => own.some((run) => run.stage === stage);
+  if (["starting", "start_timeout"].includes(agent.lifecycle_state)) return script.run_on_start && !ended("start");
+  if (agent.lifecycle_state === "shutting_down") return script.run_on_stop && !ended("stop");
+  return false;
 }
 
 const seconds = (run: Timing) => Math.max(0, Date.parse(run.ended_at) - Date.parse(run.started_at)) / 1000;

@@ -17,10 +17,15 @@ const TONES: Record<string, string> = {
   disconnected: "bad",
 };
 
-export function State({ agent }: { agent: Pick<AgentSummary, "status" | "lifecycle_state" | "health"> }) {
-  const off = ["off", "shutdown_error", "shutdown_timeout"].includes(agent.lifecycle_state);
-  // An agent that was told to stop is not there, and that is as it should be.
-  const word = agent.status === "connected" || off ? agent.lifecycle_state : agent.status;
+type Shown = Pick<AgentSummary, "status" | "lifecycle_state" | "health">;
+
+/** Whether it was told to stop: then it is not there, and that is as it should be. */
+export function isOff(agent: Pick<Shown, "lifecycle_state">): boolean {
+  return ["off", "shutdown_error", "shutdown_timeout"].includes(agent.lifecycle_state);
+}
+
+export function State({ agent }: { agent: Shown }) {
+  const word = agent.status === "connected" || isOff(agent) ? agent.lifecycle_state : agent.status;
   return (
     <span class={`state ${TONES[word] ?? "idle"}`} title={agent.health.healthy ? undefined : agent.health.reason}>
       <span class="dot" aria-hidden="true" />

@@ -4,6 +4,8 @@ import { type ReadonlySignal, useSignal, useSignalEffect } from "@preact/signals
 import { useEffect, useRef } from "preact/hooks";
 import { go } from "../router";
 import { TerminalConnection } from "./connection";
+import { type Key, keyBytes, withControl } from "./keys";
+import { TouchKeys } from "./touch";
 import type { XtermScreen } from "./xterm";
 
 export const MAX_TABS = 12;
@@ -121,8 +123,28 @@ function View({ agent, id, active, reachable, titled }: ViewProps) {
   const connection = useSignal<TerminalConnection | null>(null);
   const trouble = useSignal("");
   const searching = useSignal(false);
+  // A terminal is opened when it is first looked at: only then it has a size.
+  const looked = useSignal(active);
+  if (active) looked.value = true;
+  const control = useSignal(false);
+
+  const type = (data: string) => {
+    const made = connection.value;
+    if (!made) return;
+    if (made.state.value === "ended") made.restart();
+    else if (made.type(control.value ? withControl(data) : data)) trouble.value = "";
+    else trouble.value = "Not typed: more is waiting to be sent than can be kept.";
+    control.value = false;
+  };
+  const press = (key: Key) => {
+    const terminal = screen.current?.terminal;
+    control.value = false;
+    if (terminal) type(keyBytes(key, terminal.modes.applicationCursorKeysMode));
+    terminal?.focus();
+  };
 
   useEffect(() => {
+    if (!looked.value) return;
     let gone = false;
     let watcher: ResizeObserver | undefined;
     import("./xterm").then(
@@ -133,15 +155,12 @@ function View({ agent, id, active, reachable, titled }: ViewProps) {
         screen.current = opened;
         const made = new TerminalConnection(agent, id, opened);
         connection.value = made;
-        opened.terminal.onData((data) => {
-          if (made.state.value === "ended") made.restart();
-          else if (!made.type(data)) trouble.value = "Not typed: more is waiting to be sent than can be kept.";
-        });
+        opened.terminal.onData(type);
         opened.terminal.onResize(() => made.resize());
         opened.terminal.onTitleChange((title) => title && titled(title.slice(0, 60)));
         watcher = new ResizeObserver(() => parent.offsetParent && opened.fit());
         watcher.observe(parent);
-        opened.terminal.focus();
+        if (parent.offsetParent) opened.terminal.focus();
       },
       (error) => (trouble.value = `The terminal cannot be loaded: ${error}`),
     );
@@ -151,7 +170,7 @@ function View({ agent, id, active, reachable, titled }: ViewProps) {
       connection.value?.close();
       screen.current?.dispose();
     };
-  }, [agent, id]);
+  }, [agent, id, looked.value]);
 
   useEffect(() => {
     if (!active || !screen.current) return;
@@ -179,6 +198,7 @@ function View({ agent, id, active, reachable, titled }: ViewProps) {
         />
       )}
       <div class="screen" ref={holder} />
+      <TouchKeys press={press} control={control} />
     </div>
   );
 }
@@ -202,14 +222,20 @@ function Status(props: {
     ended: "Ended",
   };
   return (
-    <div class={`status ${state}`} role="status">
+    <div class={`status ${state}`}>
       <span class="dot" aria-hidden="true" />
-      <span>{words[state]}</span>
-      {reason && <span class="reason">{reason}</span>}
-      {state === "ended" && <span>Press a key for a new shell.</span>}
-      {state !== "open" && pending > 0 && <span>What you type is kept and sent later.</span>}
-      {props.trouble && <span class="bad">{props.trouble}</span>}
-      <span class="grow" />
+      <span class="words" role="status">
+        <span>{words[state]}</span>
+        {reason && (
+          <span class="reason" title={reason}>
+            {reason}
+          </span>
+        )}
+        {state === "ended" && <span>Press a key for a new shell.</span>}
+        {state !== "open" && pending > 0 && <span>What you type is kept and sent later.</span>}
+        {props.trouble && <span class="bad">{props.trouble}</span>}
+      </span>
+      <span class="hint leave">Shift+Esc leaves the terminal</span>
       {rtt !== null && (
         <span class="rtt" title="Round trip to the control plane">
           {rtt < 10 ? rtt.toFixed(1) : Math.round(rtt)} ms

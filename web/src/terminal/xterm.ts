@@ -66,6 +66,22 @@ export interface XtermScreen extends Screen {
   dispose(): void;
 }
 
+/** Keys that mean something else here than they do to a terminal. */
+function ownKey(event: KeyboardEvent, terminal: Terminal): (() => void) | null {
+  if (!event.shiftKey || event.altKey || event.metaKey) return null;
+  // Applications tell Shift+Enter from Enter by this.
+  if (event.key === "Enter" && !event.ctrlKey) return () => terminal.input("\x1b\r");
+  // The tabulator is the shell's, so without this nobody could leave the terminal by keyboard.
+  if (event.key === "Escape" && !event.ctrlKey) return () => leave(terminal);
+  if (event.code === "KeyC" && event.ctrlKey && terminal.hasSelection()) return () => document.execCommand("copy");
+  return null;
+}
+
+function leave(terminal: Terminal): void {
+  terminal.blur();
+  terminal.element?.closest("[role=tabpanel]")?.querySelector<HTMLElement>("button")?.focus();
+}
+
 /** Opens a terminal in `parent`, which must be visible: its size is that of the parent. */
 export function openXterm(parent: HTMLElement): XtermScreen {
   const dark = matchMedia("(prefers-color-scheme: dark)");
@@ -88,11 +104,11 @@ export function openXterm(parent: HTMLElement): XtermScreen {
   terminal.open(parent);
   accelerate(terminal);
   fit.fit();
-  // Applications tell Shift+Enter from Enter by this.
   terminal.attachCustomKeyEventHandler((event) => {
-    if (event.key !== "Enter" || !event.shiftKey || event.ctrlKey || event.altKey || event.metaKey) return true;
-    if (event.type === "keydown") terminal.input("\x1b\r");
+    const own = ownKey(event, terminal);
+    if (!own) return true;
     event.preventDefault();
+    if (event.type === "keydown") own();
     return false;
   });
   const recolour = () => {
@@ -113,8 +129,10 @@ export function openXterm(parent: HTMLElement): XtermScreen {
   };
 }
 
-/** Draw by WebGL where the browser can; its context may be taken away at any time, and then the plain renderer goes on. */
+/** Draw by WebGL where there is hardware for it: computed, it is slower than the plain renderer. Its context may be taken
+ * away at any time, and then the plain renderer goes on. */
 function accelerate(terminal: Terminal): void {
+  if (!hasGraphicsHardware()) return;
   try {
     const webgl = new WebglAddon();
     webgl.onContextLoss(() => webgl.dispose());
@@ -122,4 +140,13 @@ function accelerate(terminal: Terminal): void {
   } catch (error) {
     console.info("terminals are drawn without WebGL:", error);
   }
+}
+
+function hasGraphicsHardware(): boolean {
+  const probe = document.createElement("canvas").getContext("webgl2");
+  if (!probe) return false;
+  const told = probe.getExtension("WEBGL_debug_renderer_info");
+  const name = String(probe.getParameter(told ? told.UNMASKED_RENDERER_WEBGL : probe.RENDERER));
+  probe.getExtension("WEBGL_lose_context")?.loseContext();
+  return !/swiftshader|llvmpipe|softpipe|software|basic render/i.test(name);
 }
