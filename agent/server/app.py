@@ -160,7 +160,7 @@ async def _compose(
     )
     service = Settings(log_limit=config.agent_log_limit, report_interval=config.stats_interval)
     around = AgentSurroundings(database, events, clock, service, metadata, derp_maps)
-    long_lived = LongLived()
+    long_lived, terminals = LongLived(), LongLived()
     coordinator, tokens = Coordinator(), await resume_tokens(database)
     tailnet = TailnetService(coordinator, derp_maps, tokens, database, events, clock)
     network = AgentNetwork(coordinator, derp_maps, events, clock, own_url=own_url)
@@ -177,7 +177,7 @@ async def _compose(
         people,
         managed,
         Watch(database, events, long_lived, network, managed, clock),
-        Pty(database, network, long_lived, clock),
+        Pty(database, network, terminals, clock),
         ListeningPorts(database, agent_ports, clock),
         Ports(database, events, long_lived, agent_ports, access, origins, clock),
         InstanceIdentity(await _verifiers(config, clock), await identity_tokens(database), database, events, clock),
@@ -199,6 +199,8 @@ async def _compose(
     front.install(app, described.routes)
 
     async def close_long_lived(_app: web.Application) -> None:
+        # Their clients are told that the server goes away, not that the agent has; and the relay ends last.
+        await terminals.aclose()
         await network.aclose()
         await tailnet.aclose()
         await long_lived.aclose()

@@ -119,8 +119,11 @@ class AgentNetwork:
         self._closed = False
         self._dials = 0
 
-    async def dial(self, agent: UUID, port: int, timeout: float = DIAL_LIMIT) -> TailnetStream:
-        """A connection to a port of the workspace, whose agent may come within `timeout` seconds.
+    async def dial(
+        self, agent: UUID, port: int, timeout: float = DIAL_LIMIT, allowed: int | None = None
+    ) -> TailnetStream:
+        """A connection to a port of the workspace, whose agent may come within `timeout` seconds. It may send as many
+        bytes as `allowed` until `TailnetStream.allow` says more.
 
         Raises `AgentUnreachableError`, and as one of these `PortRefusedError`. As long as the stream is open, the
         tunnel to the agent stays.
@@ -132,7 +135,7 @@ class AgentNetwork:
             held.dials += 1
             try:
                 async with deadline(self._clock, timeout):
-                    return await node.dial(held, port)
+                    return await node.dial(held, port, allowed)
             except TimeoutError as error:
                 text = f"dial workspace agent: {node.obstacle(held)} (waited {timeout:g} s)"
                 raise AgentUnreachableError(text) from error
@@ -279,13 +282,13 @@ class _Node:
             else:
                 return
 
-    async def dial(self, agent: _Agent, port: int) -> TailnetStream:
+    async def dial(self, agent: _Agent, port: int, allowed: int | None) -> TailnetStream:
         """Without an end of its own. Raises `TailnetError`, `TcpError`."""
         while True:
             await self.reach(agent)
             key = self._key(agent)
             try:
-                return await self.tailnet.dial_tcp(agent.address, port, math.inf)
+                return await self.tailnet.dial_tcp(agent.address, port, math.inf, allowed)
             except TailnetError:
                 # An agent that restarts in the middle of this is another peer, and the next attempt is for that one.
                 if self._key(agent) == key:

@@ -8,7 +8,8 @@ of ours, also gets and sends text messages:
     client → server   {"drawn": N}   bytes of output that it has drawn so far
                       {"ping": X}    X is any number
 
-The server is then never far ahead of what was drawn, and knows at any time that the client is alive.
+The agent is then never far ahead of what was drawn, and the server knows at any time that the client is alive. Of
+other clients counts what their sockets took.
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ from aiohttp import WSMsgType, web
 
 from agent.clock import Clock, deadline, wait_for
 from agent.protocol.tcp import TcpError
-from agent.server.pace import Pace
+from agent.server.pace import FIRST, Pace
 from agent.tailnet.streams import TailnetStream
 
+ALLOWED: Final = FIRST
+"""Bytes that the agent may send at first."""
 CHUNK: Final = 32 * 1024
 """Bytes of one message to the client at most: older ones take no larger ones."""
 MAX_INPUT: Final = 512 * 1024
@@ -51,14 +54,15 @@ class Said(msgspec.Struct):
 
 
 class Bridge:
-    """Joins a WebSocket that was accepted and a stream to port 2 on which the init was sent."""
+    """Joins a WebSocket that was accepted and a stream to port 2, dialled with `ALLOWED` and given the init."""
 
     def __init__(
         self, socket: web.WebSocketResponse, stream: TailnetStream, clock: Clock, *, acknowledge: bool
     ) -> None:
         self._socket, self._stream, self._clock = socket, stream, clock
-        self._pace = Pace() if acknowledge else None
-        self._room = asyncio.Event()
+        self._acknowledge = acknowledge
+        self._pace = Pace()
+        self._drawn = asyncio.Event()
         self._input: deque[bytes] = deque()
         self._waiting = self._taken = 0
         self._has_input = asyncio.Event()
@@ -70,7 +74,7 @@ class Bridge:
         typing = asyncio.create_task(self._type(), name="terminal: input")
         showing = asyncio.create_task(self._show(), name="terminal: output")
         tasks = [listening, typing, showing]
-        if self._pace is not None:
+        if self._acknowledge:
             tasks.append(asyncio.create_task(self._report(), name="terminal: what was taken"))
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -89,14 +93,14 @@ class Bridge:
                 self._input.append(message.data)
                 self._waiting += len(message.data)
                 self._has_input.set()
-                if self._pace is None:
+                if not self._acknowledge:
                     await self._until_taken()
                 elif self._waiting > MAX_INPUT:
                     return Close(POLICY, "more input than was acknowledged")
             elif message.type is WSMsgType.TEXT:
-                if self._pace is None:
+                if not self._acknowledge:
                     return Close(UNSUPPORTED, "unexpected text message")
-                if (mistake := await self._hear(self._pace, message.data)) is not None:
+                if (mistake := await self._hear(message.data)) is not None:
                     return mistake
             else:
                 # Closed. What was typed before that still gets there, if the agent takes it.
@@ -104,15 +108,13 @@ class Bridge:
                     await wait_for(self._clock, self._until_taken(), LAST_INPUT_LIMIT)
                 return Close(NORMAL)
 
-    async def _hear(self, pace: Pace, text: str) -> Close | None:
+    async def _hear(self, text: str) -> Close | None:
         try:
             said = msgspec.json.decode(text, type=Said)
         except msgspec.DecodeError:
             return Close(UNSUPPORTED, "this text message is not understood")
-        if said.drawn is not None:
-            if not pace.drawn(said.drawn, self._clock.now()):
-                return Close(POLICY, "more was drawn than was sent")
-            self._room.set()
+        if said.drawn is not None and not self._draw(said.drawn):
+            return Close(POLICY, "more was drawn than was sent")
         if said.ping is not None:
             await self._say(msgspec.json.encode({"pong": said.ping}).decode())
         return None
@@ -156,29 +158,38 @@ class Bridge:
         """Give the output to the client."""
         pace = self._pace
         while True:
-            if pace is not None and not await self._until_room(pace):
+            if pace.full and not await self._until_drawn():
                 return Close(AWAY, f"nothing was drawn for {SEND_LIMIT:g} s")
             try:
-                data = await self._stream.read(CHUNK if pace is None else min(CHUNK, pace.room))
+                data = await self._stream.read(CHUNK)
             except TcpError as error:
                 return _broken(error)
             if not data:
                 return Close(NORMAL)
-            if pace is not None:
-                pace.sent(len(data), self._clock.now())
+            pace.arrive(len(data), self._clock.now(), self._stream.rtt or 0.0)
             try:
                 async with deadline(self._clock, SEND_LIMIT):
                     await self._socket.send_bytes(data)
             except (TimeoutError, ConnectionError, RuntimeError):
                 return Close(AWAY, f"nothing was taken for {SEND_LIMIT:g} s")
+            if not self._acknowledge:
+                self._draw(pace.arrived)
 
-    async def _until_room(self, pace: Pace) -> bool:
-        """Wait until something may be sent. False for a client that draws nothing for too long: it is gone."""
-        while pace.room <= 0:
-            self._room.clear()
+    def _draw(self, total: int) -> bool:
+        """The client has drawn so much: the agent may send more. False for a number that cannot be."""
+        if not self._pace.draw(total, self._clock.now()):
+            return False
+        self._stream.allow(self._pace.allowed)
+        self._drawn.set()
+        return True
+
+    async def _until_drawn(self) -> bool:
+        """Wait until the agent may send. False for a client that draws nothing for too long: it is gone."""
+        while self._pace.full:
+            self._drawn.clear()
             try:
                 async with deadline(self._clock, SEND_LIMIT):
-                    await self._room.wait()
+                    await self._drawn.wait()
             except TimeoutError:
                 return False
         return True

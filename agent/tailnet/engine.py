@@ -258,10 +258,12 @@ class Engine:
 
     # ---- TCP
 
-    def dial(self, destination: bytes, port: int) -> TailnetStream:
-        """Begin a connection; wait for its `connected()`."""
+    def dial(self, destination: bytes, port: int, allowed: int | None = None) -> TailnetStream:
+        """Begin a connection; wait for its `connected()`. `allowed`: see `TailnetStream.allow`."""
         source = next((own for own in self.addresses if own[:6] == destination[:6]), self.addresses[0])
         connection = self.stack.connect(source, destination, port, self._clock.now())
+        if allowed is not None:
+            connection.allow(allowed)
         stream = self._streams[connection] = TailnetStream(connection, self.flush_soon)
         self.flush_soon()
         return stream

@@ -69,6 +69,25 @@ class TailnetStream:
             if view:
                 await self._writable.wait()
 
+    async def sent(self, most: int) -> None:
+        """Wait until at most `most` bytes of what was written wait because the peer or the network takes no more now.
+
+        Whoever writes only then has little queued in front of what it writes next, and loses no speed.
+        """
+        while self._connection.backlog() > most and not self._ended:
+            self._check_writable()
+            self._writable.clear()
+            self._connection.await_backlog(most)
+            await self._writable.wait()
+
+    def allow(self, total: int) -> None:
+        """Let the peer send `total` bytes in all, counted from the connection's beginning; never less than before.
+
+        The connection must have been dialled with `allowed`; else as much as there is room for may be on its way.
+        """
+        self._connection.allow(total)
+        self._changed()
+
     async def drained(self) -> None:
         """Wait until the peer has acknowledged everything."""
         while self._connection.unsent and not self._ended:

@@ -27,6 +27,9 @@ class Stream(Protocol):
     async def write(self, data: bytes) -> None:
         """Returns when the stream has room again."""
 
+    async def sent(self, most: int) -> None:
+        """Returns when at most `most` bytes wait because they cannot be sent now."""
+
     def close(self) -> None:
         """Send what was written, then the end."""
 
@@ -65,6 +68,8 @@ class Attachment:
         async def output() -> None:
             while data := await session.output(viewer):
                 await self._stream.write(data)
+                # What waits there waits in front of the answer to a Ctrl-C.
+                await self._stream.sent(viewer.ahead.size // 2)
                 session.sent(viewer, data)
 
         async def requests() -> None:

@@ -12,7 +12,6 @@ import termios
 from collections.abc import Callable
 from typing import Final
 
-READ_SIZE: Final = 65536
 _WRITE_SIZE: Final = 4096
 """Bytes per write: what the line discipline takes at a time."""
 
@@ -63,10 +62,10 @@ class Pty:
             self._loop.remove_reader(self._fd)
             self._reading = False
 
-    def read(self) -> bytes | None:
-        """What there is, at most `READ_SIZE` bytes, empty for nothing at the moment; None at the end."""
+    def read(self, limit: int) -> bytes | None:
+        """What there is, at most `limit` bytes, empty for nothing at the moment; None at the end."""
         parts: list[bytes] = []
-        room = READ_SIZE
+        room = limit
         while room > 0:
             try:
                 data = os.read(self._fd, room)

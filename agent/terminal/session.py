@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from agent.clock import Clock
+from agent.terminal.ahead import Ahead
 from agent.terminal.expiry import Expiry
 from agent.terminal.pty import Process, Pty
 from agent.terminal.ring import Ring
@@ -17,6 +18,8 @@ NUDGE: Final = 0.1
 """Seconds that a full-screen program sees another size for, so that it draws everything again."""
 _RESET: Final = b"\x1bc"
 _PIECE: Final = 32768
+_LEAST: Final = 1024
+"""Bytes of one look at what the program prints: fewer are not worth it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +32,9 @@ class Limits:
     """How long a terminal goes on after its last viewer left."""
     history: int = 65536
     """Output that a viewer gets when it comes back: at least the last so many bytes."""
-    staging: int = 32768
-    """Output that waits for the fastest viewer before the program has to wait. Small: it is in front of what a
-    Ctrl-C does."""
+    staging: int = 65536
+    """Output that waits for the fastest viewer before the program has to wait. So much only for one that takes it
+    quickly: it is in front of what a Ctrl-C does."""
     terminals: int = 100
     viewers: int = 100
     """For each terminal."""
@@ -48,8 +51,9 @@ class State(enum.Enum):
 class Viewer:
     """One attachment's place in the output. It has no queue of its own: what waits for it is in the session's ring."""
 
-    def __init__(self, position: int, *, restore: bool) -> None:
+    def __init__(self, position: int, ahead: Ahead, *, restore: bool) -> None:
         self.position = position
+        self.ahead = ahead
         self.restore = restore
         """Whether the next thing it gets is the whole history."""
         self.rows = 0
@@ -106,7 +110,9 @@ class Session:
     def attach(self) -> Viewer:
         """A new viewer; the first one ever sees the output from its beginning, another one the restored screen."""
         restore = self._seen or self._ring.tail > 0
-        viewer = Viewer(self._ring.head if restore else 0, restore=restore)
+        viewer = Viewer(
+            self._ring.head if restore else 0, Ahead(self._limits.staging, self._clock.now()), restore=restore
+        )
         self._seen = True
         self._viewers.add(viewer)
         self._expiry.stop()
@@ -130,13 +136,14 @@ class Session:
                 viewer.resyncs += not viewer.restore
                 return self._restored(viewer)
             if viewer.position < self._ring.head:
-                return self._ring.read(viewer.position, _PIECE)
+                return self._ring.read(viewer.position, min(_PIECE, viewer.ahead.size))
             if self.state is not State.READY:
                 return b""
             await viewer.wait()
 
     def sent(self, viewer: Viewer, data: bytes) -> None:
         """The viewer has taken what `output` gave."""
+        viewer.ahead.taken(len(data), self._clock.now())
         if viewer.restore:
             viewer.restore = False
         else:
@@ -187,26 +194,25 @@ class Session:
     # ---- reading
 
     def _readable(self) -> None:
-        data = self._pty.read()
+        data = self._pty.read(max(self._room(), _LEAST))
         if data is None:
             self.close("")
             return
         if data:
             self._ring.append(data)
             self._wake_all()
-        if not self._wanted():
+        if self._room() <= 0:
             self._pty.stop_reading()
 
     def _read_on(self) -> None:
-        if self.state is State.READY and not self._pty.reading and self._wanted():
+        if self.state is State.READY and not self._pty.reading and self._room() > 0:
             self._pty.start_reading(self._readable)
 
-    def _wanted(self) -> bool:
-        """Whether more may be read: nobody looks, or somebody keeps up."""
+    def _room(self) -> int:
+        """Bytes that may be read now: as the viewer wants that is ahead of the others, any if nobody looks."""
         if not self._viewers:
-            return True
-        waiting = self._ring.head - max(viewer.position for viewer in self._viewers)
-        return waiting < self._limits.staging
+            return self._limits.staging
+        return max(viewer.position + viewer.ahead.size for viewer in self._viewers) - self._ring.head
 
     def _wake_all(self) -> None:
         for viewer in self._viewers:

@@ -16,7 +16,10 @@ class MemoryStream:
         self.capacity = capacity
         self.arrived = bytearray()
         """What was sent to this end and not read yet."""
+        self.taken = 0
+        """Bytes that were read from this end."""
         self.closed = False
+        self._allowed: int | None = None
         self._peer: MemoryStream | None = None
         self._eof = False
         self._shut = False
@@ -27,6 +30,11 @@ class MemoryStream:
     def peer(self) -> tuple[bytes, int]:
         """A made-up address and port of the other end."""
         return PEER
+
+    @property
+    def rtt(self) -> float | None:
+        """Not measured."""
+        return None
 
     @property
     def peer_stream(self) -> MemoryStream:
@@ -42,6 +50,7 @@ class MemoryStream:
                 return b""
             await self._wait()
         data = bytes(self.arrived[:limit])
+        self.taken += len(data)
         del self.arrived[:limit]
         self.peer_stream._wake()
         return data
@@ -54,7 +63,7 @@ class MemoryStream:
             if self.closed or self._shut:
                 raise ConnectionClosedTcpError("the connection is closed")
             peer = self.peer_stream
-            room = peer.capacity - len(peer.arrived)
+            room = peer._room
             if peer.closed:
                 self._break(ConnectionResetTcpError("the peer reset the connection"))
             elif room > 0:
@@ -63,6 +72,21 @@ class MemoryStream:
                 peer._wake()
             else:
                 await self._wait()
+
+    async def sent(self, most: int) -> None:
+        """What was written is with the other end."""
+
+    def allow(self, total: int) -> None:
+        """The other end may send `total` bytes in all."""
+        self._allowed = max(total, self._allowed or 0)
+        self.peer_stream._wake()
+
+    @property
+    def _room(self) -> int:
+        room = self.capacity - len(self.arrived)
+        if self._allowed is not None:
+            room = min(room, self._allowed - self.taken - len(self.arrived))
+        return room
 
     async def drained(self) -> None:
         """Wait until the other end has read everything."""

@@ -78,6 +78,9 @@ class MemoryStream:
         self._changed.set()
         await asyncio.sleep(0)
 
+    async def sent(self, most: int) -> None:
+        """What was written was taken."""
+
     def close(self) -> None:
         self.closed = True
         self._changed.set()
@@ -153,8 +156,8 @@ class MemoryPty(Pty):
     def stop_reading(self) -> None:
         self._callback = None
 
-    def read(self) -> bytes | None:
-        data, self._output = self._output, b""
+    def read(self, limit: int) -> bytes | None:
+        data, self._output = self._output[:limit], self._output[limit:]
         return None if self._ended and not data else data
 
     async def write(self, data: bytes) -> None:

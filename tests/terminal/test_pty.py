@@ -43,7 +43,7 @@ async def printed(pty: Pty) -> list[bytes | None]:
     ended = asyncio.Event()
 
     def readable() -> None:
-        data = pty.read()
+        data = pty.read(65536)
         result.append(data)
         if data is None:
             pty.stop_reading()

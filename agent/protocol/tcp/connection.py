@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from agent.protocol.tcp.limits import (
     Closed,
     Connected,
@@ -80,6 +82,14 @@ class Connection(Speech):
         """Bytes that were written and that the peer has not acknowledged."""
         return self._shared.limits.send_buffer - self._sender.free
 
+    def backlog(self) -> int:
+        """Bytes that were written and that cannot be sent now: the peer's window or the network's are full."""
+        return self._sender.backlog()
+
+    def await_backlog(self, most: int) -> None:
+        """Let `Writable` tell when `backlog` has fallen to `most`."""
+        self._sender.await_backlog(most)
+
     def await_drained(self) -> None:
         """Let `Writable` tell when `unsent` has become 0."""
         self._sender.await_drained()
@@ -119,6 +129,17 @@ class Connection(Speech):
             self._ack_due = True
             self._schedule()
         return data
+
+    def allow(self, total: int) -> None:
+        """Let the peer send so many bytes in all and no more, even if there were room for them; a smaller number than
+        before is ignored. Where it is never called, only the room counts. The first call comes before anything is sent.
+        """
+        receiver = self._receiver
+        if 1 + total > receiver.allowed or receiver.allowed == sys.maxsize:
+            receiver.allowed = 1 + total
+            if self.state is _ESTABLISHED and receiver.wants_update(self._shared.mss):
+                self._ack_due = True
+                self._schedule()
 
     def write(self, data: bytes | bytearray | memoryview) -> int:
         """Take bytes to send; how many were taken. If not all were, `Writable` says when there is room again.
@@ -195,7 +216,7 @@ class Connection(Speech):
             self._scaled = False
             self._send_scale = self._receive_scale = 0
             self._receiver.limit = min(self._receiver.limit, MAX_FIELD)
-        self._receiver.edge = 1 + min(self._receiver.limit, MAX_FIELD)
+        self._receiver.edge = 1 + self._first_window
         self._sender.start(mss - _STAMP_BYTES if self._stamped else mss, self._stamped, window)
 
     def segment(

@@ -26,6 +26,7 @@ class Flight:
     __slots__ = (
         "_acked",
         "_awaited",
+        "_backlog_awaited",
         "_backoff",
         "_blocked",
         "_board",
@@ -85,6 +86,7 @@ class Flight:
         self._buffer = SendBuffer()
         self._blocked = False
         self._awaited = False
+        self._backlog_awaited: int | None = None
         self.una = 1
         """The first position that is not acknowledged."""
         self.nxt = 1

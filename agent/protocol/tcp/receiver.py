@@ -5,6 +5,7 @@ Positions count bytes of the peer's stream from its SYN, which is 0; the first b
 
 from __future__ import annotations
 
+import sys
 from bisect import bisect_right
 from collections import deque
 from operator import attrgetter
@@ -40,6 +41,7 @@ class Receiver:
         "_pieces",
         "_ranges",
         "_recent",
+        "allowed",
         "buffered",
         "edge",
         "limit",
@@ -49,6 +51,8 @@ class Receiver:
     def __init__(self, limit: int) -> None:
         """`limit`: bytes that may wait unread."""
         self.limit = limit
+        self.allowed = sys.maxsize
+        """The position up to which the peer may send whatever room there is; it never falls."""
         self.nxt = 1
         """The next position in order."""
         self.edge = 1 + limit
@@ -69,26 +73,26 @@ class Receiver:
 
     @property
     def last_acceptable(self) -> int:
-        """The position behind the last byte that there is room for."""
-        return self._consumed + self.limit
+        """The position behind the last byte that the peer may send."""
+        return min(self._consumed + self.limit, self.allowed)
 
     def window(self, mss: int) -> int:
         """Bytes to announce. The edge moves by a segment or half the buffer at least: no silly windows."""
-        edge = self._consumed + self.limit
+        edge = self.last_acceptable
         if edge - self.edge >= min(mss, self.limit // 2):
             self.edge = edge
         return max(0, self.edge - self.nxt)
 
     def wants_update(self, mss: int) -> bool:
         """Whether reading has opened the window so far that the peer should hear of it without being asked."""
-        growth = self._consumed + self.limit - self.edge
+        growth = self.last_acceptable - self.edge
         left = self.edge - self.nxt
         return growth >= self.limit // 2 or (left < self.limit // 4 and growth >= min(2 * mss, self.limit // 2))
 
     def receive(self, start: int, payload: bytes) -> bool:
         """Take a segment's bytes; what does not fit the window is cut. True if `nxt` moved and nothing is missing."""
         end = start + len(payload)
-        last = self._consumed + self.limit
+        last = self.last_acceptable
         if end > last:
             if start >= last:
                 return False
@@ -115,7 +119,7 @@ class Receiver:
     def extend(self, payload: bytes) -> bool:
         """Take bytes that are next in order, if there is room for all and nothing is missing; False if not."""
         size = len(payload)
-        if not size or self._ranges or self.nxt + size > self._consumed + self.limit:
+        if not size or self._ranges or self.nxt + size > self.last_acceptable:
             return False
         self._append(self._chunks, payload)
         self.buffered += size

@@ -48,6 +48,15 @@ class Sender(Flight):
             self._buffer.write(data, size)
         return size
 
+    def backlog(self) -> int:
+        """Bytes that were written and that may not be sent now; what only waits for its pace may."""
+        room = min(self.edge - self.nxt, int(self.cubic.cwnd) - self._pipe)
+        return max(0, self._buffer.size - max(0, room))
+
+    def await_backlog(self, most: int) -> None:
+        """`take_writable` is to tell when `backlog` is no larger than `most`."""
+        self._backlog_awaited = most
+
     def await_drained(self) -> None:
         """`take_writable` is to tell when the peer has acknowledged everything."""
         self._awaited = True
@@ -57,6 +66,9 @@ class Sender(Flight):
         once."""
         if self._awaited and self.free >= self._limits.send_buffer:
             self._awaited = self._blocked = False
+            return True
+        if self._backlog_awaited is not None and self.backlog() <= self._backlog_awaited:
+            self._backlog_awaited = None
             return True
         if self._blocked and self.free >= self._limits.send_buffer // 8:
             self._blocked = False

@@ -101,6 +101,11 @@ class Speech(Endpoints):
     def _stamp(self, now: float) -> int:
         return (int(now * 1000) + self._stamp_offset) & MASK
 
+    @property
+    def _first_window(self) -> int:
+        """What a SYN announces; it is never scaled."""
+        return min(self._receiver.last_acceptable - 1, MAX_FIELD)
+
     def _window_field(self) -> int:
         return min(self._receiver.window(self._shared.mss) >> self._receive_scale, MAX_FIELD)
 
@@ -127,7 +132,7 @@ class Speech(Endpoints):
             (self._stamp_recent or 0) if answering else 0,
         )
         flags, ack = (SYN | ACK, (self._irs + 1) & MASK) if answering else (SYN, 0)
-        return build(self._flow, self._iss, ack, flags, min(self._receiver.limit, MAX_FIELD), options)
+        return build(self._flow, self._iss, ack, flags, self._first_window, options)
 
     def emit(self, out: list[bytes], limit: int, now: float) -> bool:
         """Append up to `limit` packets (one more for an acknowledgement). True if there may be more at once."""

@@ -18,7 +18,7 @@ from agent.server.errors import ApiError, Validation
 from agent.server.http import Call
 from agent.server.longlived import CLOSE_TIMEOUT, HEARTBEAT, LongLived, upgrade_refusal
 from agent.server.network import AgentNetwork, AgentUnreachableError
-from agent.server.pty_bridge import AWAY, BROKEN, Bridge, Close
+from agent.server.pty_bridge import ALLOWED, AWAY, BROKEN, Bridge, Close
 from agent.server.routes import EMPTY, Auth, Query, Route
 from agent.server.store import Database, agents
 from agent.server.wire import parse_uuid
@@ -29,7 +29,8 @@ MAX_MESSAGE = 4 * 1024 * 1024
 MAX_REASON = 123
 """Bytes of a close frame's reason (RFC 6455 §5.5)."""
 UNSENT = 16 * 1024
-"""Bytes that the kernel keeps of what it cannot send yet: what waits there, Ctrl-C waits for."""
+"""Bytes that the kernel keeps of what it cannot send yet, and as many that asyncio does: what waits there, Ctrl-C waits
+for."""
 
 
 class Pty:
@@ -68,7 +69,8 @@ class Pty:
             return agent
         if (refusal := upgrade_refusal(call.request)) is not None:
             return refusal
-        socket = web.WebSocketResponse(heartbeat=HEARTBEAT, compress=False, max_msg_size=MAX_MESSAGE)
+        # The writer waits after each message until the socket takes more.
+        socket = web.WebSocketResponse(heartbeat=HEARTBEAT, compress=False, max_msg_size=MAX_MESSAGE, writer_limit=0)
         await socket.prepare(call.request)
         _keep_little_unsent(call.request)
 
@@ -94,7 +96,7 @@ class Pty:
 
     async def _join(self, agent: UUID, init: bytes, socket: web.WebSocketResponse, *, acknowledge: bool) -> Close:
         try:
-            stream = await self._network.dial(agent, PORT)
+            stream = await self._network.dial(agent, PORT, allowed=ALLOWED)
         except AgentUnreachableError as error:
             return Close(BROKEN, str(error))
         try:
@@ -141,7 +143,10 @@ def read_query(call: Call) -> bytes:
 
 
 def _keep_little_unsent(request: web.Request) -> None:
-    connection = request.transport.get_extra_info("socket") if request.transport is not None else None
+    if request.transport is None:
+        return
+    request.transport.set_write_buffer_limits(UNSENT)
+    connection = request.transport.get_extra_info("socket")
     if connection is not None and hasattr(sockets, "TCP_NOTSENT_LOWAT"):
         with suppress(OSError):  # a Unix socket
             connection.setsockopt(sockets.IPPROTO_TCP, sockets.TCP_NOTSENT_LOWAT, UNSENT)

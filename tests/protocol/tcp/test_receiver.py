@@ -92,3 +92,18 @@ def test_the_window_moves_in_no_silly_steps() -> None:
     receiver.read(2400)
     assert receiver.wants_update(1220)
     assert receiver.window(1220) == 2500
+
+
+def test_a_peer_may_send_no_more_than_it_is_allowed_however_much_room_there_is() -> None:
+    receiver = Receiver(1 << 20)
+    receiver.allowed = receiver.edge = 1 + 4000
+    assert receiver.window(1208) == 4000
+    assert receiver.extend(bytes(3000))
+    assert not receiver.extend(bytes(1001))
+    assert not receiver.receive(receiver.nxt, bytes(1200)) or receiver.nxt == 4001
+    assert receiver.read(1 << 20) == bytes(receiver.nxt - 1)
+    assert receiver.window(1208) == 4001 - receiver.nxt, "reading alone allows nothing"
+    assert not receiver.wants_update(1208)
+    receiver.allowed += 4000
+    assert receiver.wants_update(1208)
+    assert receiver.window(1208) == 8001 - receiver.nxt

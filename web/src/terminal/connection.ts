@@ -22,7 +22,7 @@ const MAX_PAUSE = 10_000;
 const PING = 5_000;
 /** Milliseconds without any answer after which a connection counts as dead. */
 const DEAD = 15_000;
-const REPORT = 8 * 1024;
+const REPORT = 2 * 1024;
 
 const encoder = new TextEncoder();
 
@@ -41,6 +41,7 @@ export class TerminalConnection {
   private retry = 0;
   private pinging = 0;
   private heard = 0;
+  private arrived = 0;
   private drawn = 0;
   private reported = 0;
   private closed = false;
@@ -103,7 +104,7 @@ export class TerminalConnection {
     const socket = new WebSocket(url);
     socket.binaryType = "arraybuffer";
     this.socket = socket;
-    this.drawn = this.reported = 0;
+    this.arrived = this.drawn = this.reported = 0;
     this.heard = performance.now();
     window.clearInterval(this.pinging);
     this.pinging = window.setInterval(() => this.ping(socket), PING);
@@ -134,10 +135,11 @@ export class TerminalConnection {
       return;
     }
     const bytes = new Uint8Array(data);
+    this.arrived += bytes.length;
     this.screen.write(bytes, () => {
       if (socket !== this.socket) return;
       this.drawn += bytes.length;
-      if (this.drawn - this.reported >= REPORT || this.drawn === this.reported + bytes.length) {
+      if (this.drawn - this.reported >= REPORT || this.drawn === this.arrived) {
         this.reported = this.drawn;
         this.say(socket, { drawn: this.drawn });
       }
