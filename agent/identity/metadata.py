@@ -23,6 +23,7 @@ from yarl import URL
 from agent.backoff import Backoff
 from agent.clock import Clock, deadline
 from agent.identity.token import IdentityError
+from agent.proxy import is_host
 from agent.version import VERSION
 
 if TYPE_CHECKING:
@@ -245,7 +246,7 @@ def endpoint(variable: str, text: str) -> URL:
     """The address of a metadata service that a variable names. Raises `IdentityError`."""
     try:
         url = URL(text)
-        usable = url.scheme == "http" and bool(url.host) and not url.user and not url.password
+        usable = url.scheme == "http" and is_host(url.host) and not url.user and not url.password
     except (ValueError, IndexError):  # yarl has both for what it cannot read
         usable = False
     if not usable:
