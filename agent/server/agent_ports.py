@@ -10,6 +10,7 @@ from uuid import UUID
 
 import aiohttp
 import msgspec
+from aiohttp.http_exceptions import LineTooLong
 
 from agent.clock import Clock, wait_for
 from agent.server.errors import ApiError, ErrorBody
@@ -74,10 +75,10 @@ class AgentPorts:
         async with self._get(agent, "/api/v0/listening-ports/watch", LIMIT) as answer:
             while answer.status == 200:
                 try:
-                    line = await wait_for(self._clock, answer.content.readuntil(b"\n"), SILENCE)
+                    line = await wait_for(self._clock, answer.content.readuntil(max_size=MAX_BODY), SILENCE)
                 except TimeoutError as error:
                     raise ApiError(500, FETCH_FAILED, f"nothing came for {SILENCE:g} s") from error
-                except ValueError as error:
+                except LineTooLong as error:
                     raise ApiError(500, FETCH_FAILED, "the agent's answer is too large") from error
                 if not line:
                     raise ApiError(500, FETCH_FAILED, "the agent ended its answer")
@@ -108,7 +109,6 @@ class AgentPorts:
             connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(),
-            read_bufsize=MAX_BODY,
         )
         async with session:
             try:

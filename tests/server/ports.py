@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -9,7 +10,6 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-import aiohttp
 from aiohttp import web
 from yarl import URL
 
@@ -44,7 +44,7 @@ class Workspace:
             await self.raw(far)
             return near
         if self._runner is None:
-            self._runner = web.ServerRunner(web.Server(self._answer, auto_decompress=False))
+            self._runner = web.ServerRunner(web.Server(self._answer, auto_decompress=False), shutdown_timeout=0.1)
             await self._runner.setup()
         assert self._runner.server is not None
         StreamTransport(far, self._runner.server(), SystemClock())
@@ -102,7 +102,7 @@ class Browser:
             return str(answer["message"])
         origin, slash, rest = answer["url"].removeprefix("http://").partition("/")
         assert origin == self.host
-        return slash + rest
+        return f"{slash}{rest}"
 
     async def enter(self, token: str | None = None) -> None:
         status, headers, _ = await self.fetch("GET", await self.ticket(token))
@@ -114,9 +114,15 @@ class Browser:
 
 @asynccontextmanager
 async def ports(
-    tmp_path: Path, workspace: Workspace, monkeypatch: Any, clock: Clock | None = None, **settings: Any
+    tmp_path: Path,
+    workspace: Workspace,
+    monkeypatch: Any,
+    clock: Clock | None = None,
+    *,
+    enter: bool = True,
+    **settings: Any,
 ) -> AsyncIterator[Browser]:
-    """A browser that was let in to `PORT` of a connected agent."""
+    """A browser that was let in to `PORT` of a connected agent (with `enter`)."""
 
     async def dial(network: AgentNetwork, agent: UUID, port: int, timeout: float = 30) -> MemoryStream:
         return await workspace.dial(agent, port, timeout)
@@ -128,7 +134,8 @@ async def ports(
             agent = await server.new_agent()
             async with server.rpc(agent):
                 browser = Browser(server, agent, PORT)
-                await browser.enter()
+                if enter:
+                    await browser.enter()
                 yield browser
     finally:
         await workspace.aclose()
@@ -136,11 +143,6 @@ async def ports(
 
 async def until(check: Callable[[], bool], seconds: float = 5) -> None:
     """Wait for something that other tasks do."""
-    import asyncio
-
     async with asyncio.timeout(seconds):
         while not check():
             await asyncio.sleep(0.01)
-
-
-__all__ = ["PORT", "Browser", "Workspace", "aiohttp", "ports", "until"]

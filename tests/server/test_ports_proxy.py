@@ -7,11 +7,16 @@ import gzip
 import hashlib
 from collections.abc import AsyncIterator
 from pathlib import Path
+from uuid import uuid4
 
 import aiohttp
 import pytest
 from aiohttp import web
+from hypothesis import given
+from hypothesis import strategies as st
 
+from agent.server.ports import Origin, PortAccess
+from agent.testing import ManualClock
 from agent.testing.streams import MemoryStream
 from tests.server.ports import PORT, Browser, Workspace, ports, until
 
@@ -398,3 +403,21 @@ async def test_a_websocket_ends_with_the_permission(
         message = await socket.receive(timeout=5)
         assert message.type in (aiohttp.WSMsgType.CLOSED, aiohttp.WSMsgType.CLOSE, aiohttp.WSMsgType.ERROR)
     await until(gone.is_set)
+
+
+async def test_tickets_and_passes_end(tmp_path: Path, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = ManualClock()
+    async with ports(tmp_path, workspace, monkeypatch, clock, session_lifetime=30 * 86400.0) as browser:
+        stranger = Browser(browser.server, browser.agent, PORT)
+        target = await browser.ticket()
+        clock.set_wall(clock.wall() + 60 * 10**9)
+        assert (await stranger.fetch("GET", target))[0] == 403
+        assert (await browser.fetch("GET", "/"))[0] in (200, 503)
+        clock.set_wall(clock.wall() + 86400 * 10**9)
+        assert (await browser.fetch("GET", "/"))[0] == 401
+
+
+@given(st.text(alphabet="0123456789abcdef.-_", max_size=120) | st.text(max_size=40))
+def test_no_text_is_a_pass(text: str) -> None:
+    access = PortAccess(None, ManualClock(), bytes(32))  # type: ignore[arg-type] # nothing is looked up
+    assert access.key_of(text, Origin(uuid4(), PORT, "http", "localhost:1")) is None
