@@ -7,7 +7,8 @@ from typing import Final
 
 from aiohttp import web
 
-from agent.workspace_api import logfiles, manifest, metrics, streaming
+from agent import metrics
+from agent.workspace_api import logfiles, manifest, streaming
 from agent.workspace_api.answers import to_json
 from agent.workspace_api.deadline import LONG_LIMIT, deadline_of
 from agent.workspace_api.views import Views

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from agent.api.manifest import Manifest
+from agent.metrics import Metric
 
 
 class Port(Protocol):
@@ -17,15 +18,6 @@ class Port(Protocol):
     def port(self) -> int: ...
     @property
     def process(self) -> str: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """A metric of the Prometheus text format; `kind` is `counter` or `gauge`, samples are by their labels."""
-
-    name: str
-    kind: str
-    samples: Sequence[tuple[Mapping[str, str], float]]
 
 
 class PortScanError(Exception):
