@@ -67,6 +67,7 @@ async def show(client: Client, agent: str, as_json: bool) -> None:
             ("health", found["health"].get("reason", "healthy")),
             ("connected", ago(found.get("last_connected_at"))),
             ("directory", found.get("expanded_directory") or found.get("directory", "")),
+            ("instance", _instance(found)),
             ("version", found["version"]),
             ("help", found["troubleshooting_url"] if not found["health"]["healthy"] else ""),
         ]
@@ -82,6 +83,15 @@ async def show(client: Client, agent: str, as_json: bool) -> None:
             ["SCRIPT", "RUNS", "RESULT"],
             [[script["display_name"], _when(script), script.get("status") or "-"] for script in found["scripts"]],
         )
+
+
+def _instance(agent: dict[str, Any]) -> str:
+    """Empty where the agent is bound to none."""
+    proof = agent.get("instance_proof")
+    if "instance_id" not in agent:
+        return ""
+    vouched = f"{proof['cloud']} vouched for it {ago(proof['verified_at'])}" if proof else "no proof of it yet"
+    return f"{agent['instance_id']} ({vouched})"
 
 
 def _when(script: dict[str, object]) -> str:
@@ -107,11 +117,18 @@ def _read(_ctx: click.Context, _parameter: click.Parameter, file: Path) -> str:
     required=True,
     help="The definition, YAML or JSON; - reads standard input.",
 )
+@click.option(
+    "--instance-id",
+    default="",
+    help="The cloud machine whose agent it is (an AWS instance id, Azure vmId or Google instance id), which then needs "
+    "no token.  [default: instance_id of the definition]",
+)
 @json_option
 @with_client
-async def create(client: Client, text: str, as_json: bool) -> None:
+async def create(client: Client, text: str, instance_id: str, as_json: bool) -> None:
     """Create an agent from a definition file. Its token is shown once."""
-    created = await client.request("POST", "agents", text=text)
+    query = {"instance_id": instance_id} if instance_id else None
+    created = await client.request("POST", "agents", query=query, text=text)
     if as_json:
         print_json(created)
         return
@@ -150,6 +167,9 @@ def _tell(client: Client, what: str, created: dict[str, Any]) -> None:
     click.echo(f"{what} {click.style(created['name'], bold=True)}; run its agent in the workspace with:\n")
     click.echo(f"  CODER_AGENT_URL={client.url} CODER_AGENT_TOKEN={created['token']} workspace-agent agent\n")
     click.echo("The token is not shown again; `workspace-agent agents token` makes a new one.")
+    if created.get("instance_id"):
+        click.echo(f"\nOn the instance {created['instance_id']} it needs no token:\n")
+        click.echo(f"  CODER_AGENT_URL={client.url} workspace-agent agent --auth auto")
 
 
 @agents.command()

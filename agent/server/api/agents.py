@@ -6,6 +6,7 @@ import asyncio
 from typing import Literal
 from uuid import UUID, uuid4
 
+import msgspec
 from aiohttp import web
 
 from agent.clock import Clock
@@ -18,8 +19,8 @@ from agent.server.errors import ApiError, Validation, forbidden, hidden
 from agent.server.events import Events, agent_topic, owner_topic, workspace_topic
 from agent.server.http import Call, no_content, reply
 from agent.server.manifest import definition_of, new_agent
-from agent.server.routes import EMPTY, Auth, Route, Text
-from agent.server.store import Database, Session, agents, users, workspaces
+from agent.server.routes import EMPTY, Auth, Query, Route, Text
+from agent.server.store import Database, Session, agents, identities, users, workspaces
 from agent.server.store.agents import AgentRow
 from agent.server.store.schema import Build
 from agent.server.store.users import TakenError
@@ -72,6 +73,7 @@ class Agents:
                 path="/api/v2/agents",
                 handler=self.create,
                 summary="Create a workspace with an agent from a definition in YAML or JSON",
+                query=[Query("instance_id", "The cloud instance whose agent it is, in place of the definition's")],
                 request=Text("application/yaml"),
                 responses={201: models.NewAgentAnswer},
                 body_limit=DEFINITION_LIMIT,
@@ -140,9 +142,12 @@ class Agents:
 
     async def create(self, call: Call) -> web.Response:
         definition, odd = await _read(await call.read())
+        if instance_id := call.query.get("instance_id", ""):
+            definition = _bind(definition, instance_id)
         token, now = uuid4(), self._now()
         async with self._database.transaction() as session:
             owner_id = await _owner(session, call.user, definition.owner)
+            _may_bind(call.user, definition.instance_id, bound_to="")
             try:
                 workspace = await workspaces.create(session, owner_id, definition.name, now)
             except TakenError as error:
@@ -194,6 +199,7 @@ class Agents:
                     definition = given or definition_of(row.agent.definition)
                     if definition.name.lower() != row.workspace.name:
                         raise ApiError(400, f'The definition is of "{definition.name}", not of "{row.workspace.name}".')
+                    _may_bind(call.user, definition.instance_id, bound_to=row.agent.instance_id)
                     token = uuid4()
                     latest = await workspaces.latest_build(session, row.workspace.id)
                     await workspaces.finish_build(session, latest.id, "failed", "superseded by a start build", now)
@@ -309,8 +315,36 @@ async def _read(text: bytes) -> tuple[AgentDefinition, list[str]]:
         raise ApiError(400, UNUSABLE, validations=mistakes) from error
 
 
+def _bind(definition: AgentDefinition, instance_id: str) -> AgentDefinition:
+    bound = msgspec.structs.replace(definition, instance_id=instance_id)
+    for field, text in bound.mistakes():
+        raise ApiError(400, UNUSABLE, validations=[Validation(field, text)])
+    return bound
+
+
+def _may_bind(user: UserPrincipal, instance_id: str, *, bound_to: str) -> None:
+    """Who binds an agent to an instance decides what runs there when the instance comes: a member could take over
+    somebody else's machine. Raises `ApiError` 403."""
+    if instance_id not in ("", bound_to) and not user.is_owner:
+        raise ApiError(403, "Forbidden.", "Only owners of the server may bind an agent to a cloud instance.")
+
+
+async def _check_instance(session: Session, workspace_id: UUID, definition: AgentDefinition) -> None:
+    """Two live agents of one instance must have different names, or neither could ever be told apart. Raises
+    `ApiError` 409."""
+    for other in await identities.bound_to(session, definition.instance_id):
+        if other.current and other.workspace.id != workspace_id and other.agent.name == definition.agent_name:
+            raise ApiError(
+                409,
+                f'The agent "{definition.agent_name}" of workspace "{other.workspace.name}" is bound to the instance '
+                f'"{definition.instance_id}" already.',
+                validations=[Validation("agent_name", "Agents of one instance need different names.")],
+            )
+
+
 async def _start(session: Session, workspace_id: UUID, definition: AgentDefinition, token: UUID, now: int) -> AgentRow:
-    """A start build, which is done at once: there is nothing to provision here."""
+    """A start build, which is done at once: there is nothing to provision here. Raises `ApiError` 409."""
+    await _check_instance(session, workspace_id, definition)
     build = await workspaces.add_build(session, workspace_id, "start", "succeeded", now)
     made = await workspaces.add_agent(session, build.id, new_agent(definition, hash_agent_token(token)), now)
     row = await agents.by_id(session, made.id)

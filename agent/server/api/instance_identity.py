@@ -169,7 +169,7 @@ class InstanceIdentity:
             agent = select(instance.id, agent_name, agents)
             token = self._tokens.token(agent)
             now = self._clock.wall() // 1000
-            await identities.note(session, agent.id, hash_agent_token(token), instance.cloud.short, now)
+            await identities.note(session, agent, hash_agent_token(token), instance.cloud.short, now)
         return agent, token
 
 

@@ -14,7 +14,7 @@ from agent.api.proto import tailnet_pb2 as pb
 from agent.server.manifest import definition_of
 from agent.server.status import presence, unhealthy_reason
 from agent.server.store.agents import AgentRow
-from agent.server.store.schema import App, Build, LogSource, Script, ScriptTiming
+from agent.server.store.schema import Agent, App, Build, LogSource, Script, ScriptTiming
 from agent.server.wire import Time, optional_time, rfc3339
 from agent.tailnet.derp_map import DerpMap
 
@@ -84,7 +84,16 @@ class Latency(msgspec.Struct, kw_only=True):
     latency_ms: float
 
 
+class InstanceProof(msgspec.Struct, kw_only=True):
+    """The last time that a cloud vouched for the agent's instance. `cloud` is `aws`, `azure` or `google`."""
+
+    cloud: str
+    verified_at: Time
+
+
 class WorkspaceAgent(msgspec.Struct, kw_only=True):
+    """`instance_proof` is an addition to §3.1; it is missing where the agent never came as an instance."""
+
     id: UUID
     parent_id: UUID | None = None
     created_at: Time
@@ -99,6 +108,7 @@ class WorkspaceAgent(msgspec.Struct, kw_only=True):
     name: str
     resource_id: UUID
     instance_id: str | UnsetType
+    instance_proof: InstanceProof | UnsetType
     architecture: str
     environment_variables: dict[str, str] | None
     operating_system: str
@@ -153,9 +163,10 @@ class AgentSummary(msgspec.Struct, kw_only=True):
 
 
 class NewAgentAnswer(AgentSummary, kw_only=True):
-    """`token` is shown this once."""
+    """`token` is shown this once; an agent that is bound to an instance needs none there."""
 
     token: str
+    instance_id: str | UnsetType
     warnings: list[str]
 
 
@@ -193,7 +204,8 @@ def summary(row: AgentRow, latest: Build, now: int) -> AgentSummary:
 
 
 def new_agent_answer(row: AgentRow, latest: Build, now: int, token: UUID, warnings: list[str]) -> NewAgentAnswer:
-    return NewAgentAnswer(**_summary(row, latest, now), token=str(token), warnings=warnings)
+    instance_id = row.agent.instance_id or UNSET
+    return NewAgentAnswer(**_summary(row, latest, now), token=str(token), instance_id=instance_id, warnings=warnings)
 
 
 def _summary(row: AgentRow, latest: Build, now: int) -> dict[str, Any]:
@@ -248,6 +260,7 @@ def workspace_agent(
         name=agent.name,
         resource_id=agent.resource_id,
         instance_id=agent.instance_id or UNSET,
+        instance_proof=_proof(agent),
         architecture=definition.architecture,
         environment_variables=definition.env or None,
         operating_system=definition.os,
@@ -268,6 +281,12 @@ def workspace_agent(
         scripts=[_script(script, timings.get(script.id)) for script in scripts],
         startup_script_behavior="blocking" if blocking else "non-blocking",
     )
+
+
+def _proof(agent: Agent) -> InstanceProof | UnsetType:
+    if agent.identity_cloud is None or agent.identity_verified_at is None:
+        return UNSET
+    return InstanceProof(cloud=agent.identity_cloud, verified_at=rfc3339(agent.identity_verified_at))
 
 
 def latencies(node: pb.Node | None, derp_map: DerpMap) -> dict[str, Latency]:

@@ -204,8 +204,8 @@ class AgentDefinition(Part, frozen=True, kw_only=True):
             yield "name", "must be of letters, digits and single hyphens, at most 32 characters"
         if len(self.agent_name) > 64 or WORKSPACE_NAME.fullmatch(self.agent_name) is None:
             yield "agent_name", "must be of letters, digits and single hyphens, at most 64 characters"
-        if len(self.instance_id) > 128:
-            yield "instance_id", "must have at most 128 characters"
+        if len(self.instance_id) > 128 or not self.instance_id.isprintable() or " " in self.instance_id:
+            yield "instance_id", "must have at most 128 characters, without spaces"
         for name in self.env:
             if VARIABLE.fullmatch(name) is None:
                 yield "env", f"{name!r} is no name of a variable"

@@ -13,7 +13,7 @@ from cryptography import x509
 from cryptography.x509 import verification
 from cryptography.x509.oid import AuthorityInformationAccessOID, NameOID
 
-from agent.server.identity import pkcs7
+from agent.server.identity import certificate, pkcs7
 from agent.server.identity.instance import Cloud, IdentityError, Instance, decode_base64
 
 LENIENCY: Final = timedelta(hours=1)
@@ -134,18 +134,18 @@ def _may_sign(_: verification.Policy, __: x509.Certificate, usage: x509.KeyUsage
         raise ValueError("it must not sign certificates")
 
 
-def _common_name(certificate: x509.Certificate) -> str:
+def _common_name(signer: x509.Certificate) -> str:
     """Empty where there is none, several, or no readable one."""
     try:
-        names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+        names = signer.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
     except ValueError:
         return ""
     return str(names[0].value) if len(names) == 1 else ""
 
 
-def _issuer(certificate: x509.Certificate) -> str:
+def _issuer(signer: x509.Certificate) -> str:
     try:
-        return certificate.issuer.rfc4514_string()[:200]
+        return signer.issuer.rfc4514_string()[:200]
     except ValueError:
         return "?"
 
@@ -154,7 +154,7 @@ def _readable(certificates: Iterable[bytes]) -> Iterable[x509.Certificate]:
     """One that cannot be read does not help, and does no harm: the chain has to do without it."""
     for data in certificates:
         try:
-            yield x509.load_der_x509_certificate(data)
+            yield certificate.load(data)
         except ValueError:
             continue
 

@@ -62,7 +62,7 @@ def read_config(file: Path) -> IdentityConfig:
     """Paths in the file are relative to it. Raises `IdentityConfigError`. Blocks."""
     try:
         content = yaml.safe_load(_read(file).decode())
-        config = msgspec.convert(content or {}, IdentityConfig, strict=True, dec_hook=_path)
+        config = msgspec.convert({} if content is None else content, IdentityConfig, strict=True, dec_hook=_path)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise IdentityConfigError(f"{file} is neither YAML nor JSON: {error}") from error
     except msgspec.ValidationError as error:
@@ -110,7 +110,7 @@ def _read(file: Path) -> bytes:
 def _path(kind: type[object], value: object) -> object:
     if kind is Path and isinstance(value, str):
         return Path(value)
-    raise NotImplementedError(f"{kind} is no type of this file")
+    raise TypeError("Expected the path of a file")  # msgspec says where
 
 
 def _beside(base: Path, file: Path | None) -> Path | None:

@@ -7,8 +7,8 @@ import asyncio
 import ipaddress
 import re
 import socket
-from collections.abc import Iterable, Mapping
-from typing import Final, NamedTuple, Protocol
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -18,6 +18,7 @@ from cryptography import x509
 
 from agent.clock import Clock, deadline
 from agent.server.identity import jwt
+from agent.server.identity.certificate import load
 
 MAX_BODY: Final = 1024 * 1024
 TIMEOUT: Final = 5.0
@@ -49,10 +50,8 @@ class Answer(NamedTuple):
     headers: Mapping[str, str] = {}
 
 
-class Get(Protocol):
-    """One GET request, without redirects. Raises `FetchError`."""
-
-    async def __call__(self, url: str) -> Answer: ...
+Get = Callable[[str], Awaitable[Answer]]
+"""One GET request, without redirects. Raises `FetchError`."""
 
 
 class HttpGet:
@@ -63,6 +62,8 @@ class HttpGet:
 
     async def __call__(self, url: str) -> Answer:
         resolver = PublicResolver() if self._public else None
+        if self._public and _is_address(urlsplit(url).hostname or ""):
+            raise FetchError(f"{url} has no name in it")  # nothing would be looked up, nor checked
         try:
             async with (
                 aiohttp.ClientSession(
@@ -115,6 +116,14 @@ def is_public(address: str) -> bool:
     return bool(inner.is_global and not inner.is_multicast)
 
 
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
 def is_issuer_url(url: str) -> bool:
     """Whether a URL from a certificate may be asked (agent-api.md §5.4)."""
     if len(url) > 1024 or not url.isascii() or not url.isprintable() or " " in url:
@@ -163,7 +172,7 @@ class IssuerFetcher:
             return None
         self._known[url] = now, None
         try:
-            certificate = await asyncio.to_thread(_certificate, (await self._get(url)).body)
+            certificate = await asyncio.to_thread(load, (await self._get(url)).body)
         except (FetchError, ValueError) as error:
             log.warning("cannot get the certificate of an issuer", url=url, error=str(error))
             return None
@@ -178,12 +187,6 @@ class IssuerFetcher:
             return False
         del self._known[oldest]
         return True
-
-
-def _certificate(data: bytes) -> x509.Certificate:
-    if data.lstrip().startswith(b"-----BEGIN"):
-        return x509.load_pem_x509_certificate(data)
-    return x509.load_der_x509_certificate(data)
 
 
 class KeySource:

@@ -7,7 +7,7 @@ future is refused. Whoever holds a token that the instance gave to another servi
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
 from agent.server.identity import jwt
@@ -17,12 +17,12 @@ LEEWAY: Final = 60
 """Seconds by which a token may come from the future, for clocks that are wrong."""
 
 _ISSUERS: Final = {
-    "RS256": frozenset({"https://accounts.google.com", "accounts.google.com"}),
-    "ES256": frozenset({"https://cloud.google.com/iap"}),
+    "RS256": ("https://accounts.google.com", "accounts.google.com"),
+    "ES256": ("https://cloud.google.com/iap",),
 }
 
 
-def read(token: str, audiences: Collection[str], now: float) -> jwt.Token:
+def read(token: str, audiences: tuple[str, ...], now: float) -> jwt.Token:
     """The first half: everything that needs no key. `now` is in seconds since 1970; without `audiences`, any will do.
     Raises `IdentityError`."""
     try:

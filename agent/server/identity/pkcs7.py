@@ -16,7 +16,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 
-from agent.server.identity import der
+from agent.server.identity import certificate, der
 from agent.server.identity.der import DerError, Reader, tagged
 
 MAX_SIZE: Final = 48 * 1024
@@ -206,18 +206,10 @@ def _as_set(attributes: bytes) -> bytes:
 
 def _find(certificates: tuple[bytes, ...], issuer: bytes, serial: int) -> x509.Certificate:
     """The one certificate of this issuer with this number: parsed only where the raw bytes agree."""
-    matching = [data for data in certificates if _issuer_and_serial(data) == (issuer, serial)]
+    matching = [data for data in certificates if certificate.issuer_and_serial(data) == (issuer, serial)]
     if len(matching) != 1:
         raise Pkcs7Error("the signer's certificate is not in it, or is there twice")
     try:
-        return x509.load_der_x509_certificate(matching[0])
+        return certificate.load(matching[0])
     except ValueError as error:
         raise Pkcs7Error("the signer's certificate cannot be read") from error
-
-
-def _issuer_and_serial(certificate: bytes) -> tuple[bytes, int]:
-    body = Reader(certificate).enter(der.SEQUENCE).enter(der.SEQUENCE)
-    body.optional(tagged(0))  # the version
-    serial = body.integer()
-    body.read(der.SEQUENCE)  # how it is signed
-    return body.read_whole(der.SEQUENCE), serial

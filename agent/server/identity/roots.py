@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from cryptography import x509
+
+from agent.server.identity.certificate import load
 
 
 def system_roots() -> list[x509.Certificate]:
@@ -15,11 +18,9 @@ def system_roots() -> list[x509.Certificate]:
     found: dict[bytes, x509.Certificate] = {}
     for file in _files(paths.cafile, paths.capath):
         for block in _blocks(file):
-            try:
-                certificate = x509.load_pem_x509_certificate(block)
-            except ValueError:
-                continue
-            found.setdefault(block, certificate)
+            if block not in found:
+                with suppress(ValueError):
+                    found[block] = load(block)
     return list(found.values())
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from uuid import UUID
 
 from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -40,7 +39,9 @@ async def bound_to(session: AsyncSession, instance_id: str) -> Sequence[Bound]:
     return [Bound(agent, workspace, current) for agent, workspace, current in await session.execute(query)]
 
 
-async def note(session: AsyncSession, agent_id: UUID, token_hash: bytes, cloud: str, now: int) -> None:
-    """From now on the agent's instance may come with this token. `now` in microseconds."""
+async def note(session: AsyncSession, agent: Agent, token_hash: bytes, cloud: str, now: int) -> None:
+    """From now on the agent's instance may come with this token, unless the agent was given a new one in the meantime.
+    `now` in microseconds."""
     values = {"identity_token_hash": token_hash, "identity_cloud": cloud, "identity_verified_at": now}
-    await session.execute(update(Agent).where(Agent.id == agent_id).values(**values))
+    unchanged = (Agent.id == agent.id, Agent.token_hash == agent.token_hash)
+    await session.execute(update(Agent).where(*unchanged).values(**values))
