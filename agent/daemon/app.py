@@ -42,6 +42,8 @@ from agent.daemon.reports import Banners, LifecycleReporter, TimingReporter
 from agent.daemon.sdnotify import Notifier
 from agent.daemon.shutdown import Stage, StopRequest, all_of, shut_down
 from agent.daemon.signals import handle_signals
+from agent.daemon.ssh import PORTS as SSH_PORTS
+from agent.daemon.ssh import Ssh
 from agent.daemon.terminals import PORT as TERMINAL_PORT
 from agent.daemon.terminals import Terminals
 from agent.daemon.traffic import Traffic
@@ -215,12 +217,28 @@ async def _live(
         redact=redact,
     )
     network.serve(HTTP_API_PORT, http_api.serve)
+    banners = Banners(clock)
+    ssh = Ssh(
+        config,
+        context,
+        clock,
+        home=home_directory(environment),
+        manifest=lambda: workspace.manifest,
+        banners=lambda: [banner.message for banner in banners.current],
+    )
+    for port in SSH_PORTS:
+        network.serve(port, ssh.serve)
+
+    async def join_network() -> None:
+        ssh.named(workspace.manifest)
+        await network.update(workspace.manifest)
+
     manifest = ManifestRoutine(
         version=VERSION, subsystems=config.subsystems, process=environment, publish=workspace.publish
     )
     metadata = MetadataCollector(context, clock)
     health = AppHealthChecker(clock)
-    traffic = Traffic(lambda: network.tailnet, lambda: terminals.viewers)
+    traffic = Traffic(lambda: network.tailnet, lambda: terminals.viewers, ssh.sessions)
     routines = [
         Routine("manifest", manifest.run, on_failure=OnFailure.RECONNECT),
         Routine("logs", workspace.send_logs, in_shutdown=InShutdown.STAY),
@@ -228,7 +246,7 @@ async def _live(
         Routine("timings", timings.run, in_shutdown=InShutdown.STAY),
         Routine("metadata", lambda api: metadata.run(api, workspace.manifest), after="manifest"),
         Routine("app health", lambda api: health.run(api, workspace.manifest), after="manifest"),
-        Routine("network", lambda _: network.update(workspace.manifest), after="manifest"),
+        Routine("network", lambda _: join_network(), after="manifest"),
         Routine(
             "coordination",
             network.coordinate,
@@ -238,7 +256,7 @@ async def _live(
         ),
         Routine("derp map", network.follow_derp_map, on_failure=OnFailure.RECONNECT, after="network"),
         Routine("stats", StatsReporter(clock, traffic).run, after="manifest"),
-        Routine("banners", Banners(clock).run),
+        Routine("banners", banners.run),
     ]
 
     async def announce() -> None:
@@ -257,6 +275,7 @@ async def _live(
         Stage("manifest", workspace.refuse_manifests, 2.0),
         Stage("announcement", announce, 2.0),
         Stage("start scripts", workspace.interrupt_start, 2.0),
+        Stage("SSH sessions", ssh.aclose, 5.0),
         Stage("terminals", terminals.aclose, 5.0),
         Stage("network", network.leave, 2.0),
         Stage("stop scripts", workspace.run_stop, None),

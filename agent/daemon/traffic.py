@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from agent.api.proto import agent_pb2 as pb
@@ -16,13 +17,28 @@ PING_LIMIT = 5.0
 """Seconds that a peer has to answer when latencies are measured."""
 
 
+@dataclass(frozen=True, slots=True)
+class SshSessions:
+    """How many sessions of each kind of client there are; of JetBrains it is forwarded connections."""
+
+    ssh: int = 0
+    vscode: int = 0
+    jetbrains: int = 0
+
+
 class Traffic:
     """The source of a `StatsReporter`. `node` gives the node of now: None before there is one, another one later;
-    `viewers` how many connections to terminals there are now."""
+    `viewers` how many connections to terminals there are now, `sessions` how many SSH sessions."""
 
-    def __init__(self, node: Callable[[], Tailnet | None], viewers: Callable[[], int] = lambda: 0) -> None:
+    def __init__(
+        self,
+        node: Callable[[], Tailnet | None],
+        viewers: Callable[[], int] = lambda: 0,
+        sessions: Callable[[], SshSessions] = lambda: SshSessions(),
+    ) -> None:
         self._node = node
         self._viewers = viewers
+        self._sessions = sessions
         self._counted: Tailnet | None = None
         self._before = (0, 0, 0, 0)
 
@@ -41,6 +57,7 @@ class Traffic:
             count - counted for count, counted in zip(now, before, strict=True)
         )
         flows = node.engine.flows.take()
+        sessions = self._sessions()
         return pb.Stats(
             connections_by_proto=flows,
             connection_count=sum(flows.values()),
@@ -50,4 +67,7 @@ class Traffic:
             tx_packets=tx_packets,
             tx_bytes=tx_bytes,
             session_count_reconnecting_pty=self._viewers(),
+            session_count_ssh=sessions.ssh,
+            session_count_vscode=sessions.vscode,
+            session_count_jetbrains=sessions.jetbrains,
         )
