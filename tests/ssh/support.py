@@ -117,8 +117,12 @@ class Host:
     def socket(self) -> socket.socket:
         """The client's end of a new connection."""
         ours, theirs = socket.socketpair()
-        self._serving.add(asyncio.create_task(self.server.serve(SocketStream(ours))))
+        self.accept(ours)
         return theirs
+
+    def accept(self, sock: socket.socket) -> None:
+        """Serve the client at the other end of `sock`."""
+        self._serving.add(asyncio.create_task(self.server.serve(SocketStream(sock))))
 
     @asynccontextmanager
     async def client(self) -> AsyncIterator[asyncssh.SSHClientConnection]:
@@ -156,3 +160,26 @@ async def until(condition: Callable[[], object], limit: float = 10.0) -> None:
     async with asyncio.timeout(limit):
         while not condition():
             await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def listening(host: Host, path: Path) -> AsyncIterator[None]:
+    """The server at a Unix socket, for clients that are programs of their own."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(str(path))
+    listener.listen(100)
+    listener.setblocking(False)
+
+    async def accept() -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            accepted, _ = await loop.sock_accept(listener)
+            host.accept(accepted)
+
+    accepting = asyncio.create_task(accept())
+    try:
+        yield
+    finally:
+        accepting.cancel()
+        await asyncio.wait({accepting})
+        listener.close()
