@@ -12,7 +12,7 @@ from asyncssh.packet import SSHPacket
 
 from agent.ssh.channel import SessionChannel, TcpChannel, UnixChannel
 from agent.ssh.child import Child
-from agent.ssh.forwarding import MAX_LISTENERS, Forwarded, dial_tcp, dial_unix, listen_tcp, listen_unix
+from agent.ssh.forwarding import MAX_LISTENERS, Forwarded, dial_tcp, dial_unix, listen_tcp
 from agent.ssh.jetbrains import serves_jetbrains
 from agent.ssh.session import Services, Session
 from agent.ssh.x11 import Display, X11Error, X11Request
@@ -180,7 +180,7 @@ class Owner(asyncssh.SSHServer):
             return listener
         if not self._connection.may_listen:
             return False
-        return await listen_unix(self._connection, listen_path)
+        return await self._services.sockets.listen(self._connection, listen_path)
 
     async def _forward(self, host: str, port: int, origin: str) -> SSHForwarder:
         looking = asyncio.create_task(asyncio.to_thread(serves_jetbrains, port), name="look for JetBrains")

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 import asyncssh
-from asyncssh.forward import SSHForwarder
+from asyncssh.forward import SSHForwarder, SSHLocalPathForwarder
 from asyncssh.listener import SSHForwardListener, create_tcp_forward_listener
 
 from agent.clock import Clock, wait_for
@@ -71,31 +71,49 @@ async def listen_tcp(connection: Connection, host: str, port: int) -> asyncssh.S
     return listener
 
 
-async def listen_unix(connection: Connection, path: str) -> asyncssh.SSHListener:
-    """Listen at `path`, in place of a file or socket that is there. Raises `OSError`."""
-    from asyncssh.forward import SSHLocalPathForwarder
+class UnixSockets:
+    """Sockets at paths that clients choose. Each is removed when its listener closes, and before the next one at any
+    path is made: which of two sockets at a path is meant cannot be told from the path."""
 
-    async def connect(factory: Any) -> Any:
-        return await connection.create_unix_connection(factory, path)
+    def __init__(self) -> None:
+        self._removing: set[asyncio.Future[None]] = set()
 
-    listening = await asyncio.to_thread(_bind, path)
-    try:
-        server = await asyncio.get_running_loop().create_unix_server(
-            lambda: SSHLocalPathForwarder(connection, connect), sock=listening
-        )
-    except BaseException:
-        listening.close()
-        raise
-    return UnixListener(connection, [server], path)
+    async def listen(self, connection: Connection, path: str) -> asyncssh.SSHListener:
+        """Listen at `path`, in place of a file or socket that is there. Raises `OSError`."""
+
+        async def connect(factory: Any) -> Any:
+            return await connection.create_unix_connection(factory, path)
+
+        while self._removing:
+            await asyncio.wait(self._removing)
+        listening = await asyncio.to_thread(_bind, path)
+        try:
+            server = await asyncio.get_running_loop().create_unix_server(
+                lambda: SSHLocalPathForwarder(connection, connect), sock=listening
+            )
+        except BaseException:
+            listening.close()
+            raise
+        return _UnixListener(connection, server, path, self._remove)
+
+    def _remove(self, path: str) -> None:
+        removing = asyncio.get_running_loop().run_in_executor(None, _unlink, path)
+        self._removing.add(removing)
+        removing.add_done_callback(self._removing.discard)
 
 
-class UnixListener(SSHForwardListener):
-    """Its socket is removed when it closes."""
+class _UnixListener(SSHForwardListener):
+    def __init__(
+        self, connection: Connection, server: asyncio.AbstractServer, path: str, closed: Callable[[str], None]
+    ) -> None:
+        super().__init__(connection, [server], path)
+        self._path = path
+        self._closed = closed
 
     def close(self) -> None:
         if self._conn is not None:
-            asyncio.get_running_loop().run_in_executor(None, _remove, str(self._listen_key))
-        super().close()
+            super().close()
+            self._closed(self._path)
 
 
 def _bind(path: str) -> socket.socket:
@@ -118,7 +136,7 @@ def _bind(path: str) -> socket.socket:
     return listening
 
 
-def _remove(path: str) -> None:
+def _unlink(path: str) -> None:
     try:
         if stat.S_ISSOCK(os.lstat(path).st_mode):
             os.unlink(path)

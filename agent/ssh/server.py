@@ -17,6 +17,7 @@ from agent.ssh.child import Child
 from agent.ssh.command import CommandContext
 from agent.ssh.connection import Connection, Owner
 from agent.ssh.counters import Counters, Kind, NoReports, SessionReports
+from agent.ssh.forwarding import UnixSockets
 from agent.ssh.greeting import Greeting
 from agent.ssh.options import Options
 from agent.ssh.session import Session
@@ -58,6 +59,7 @@ class SshServer:
         self.options = options
         self.clock = clock
         self.displays = Displays(home)
+        self.sockets = UnixSockets()
         self._host_key = host_key
         self._connection_options: asyncio.Task[asyncssh.SSHServerConnectionOptions] | None = None
         self._connections: set[StreamTransport] = set()

@@ -18,6 +18,7 @@ from agent.ssh.child import Child, StartError, TerminalRequest
 from agent.ssh.command import AGENT_FAILURE, SIGNALLED, CommandContext, CommandWork
 from agent.ssh.counters import Counters, Kind, SessionReports
 from agent.ssh.environment import Requested
+from agent.ssh.forwarding import UnixSockets
 from agent.ssh.greeting import Greeting
 from agent.ssh.options import Options
 from agent.ssh.sftp import SftpWork
@@ -38,6 +39,7 @@ class Services(Protocol):
     reports: SessionReports
     options: Options
     displays: Displays
+    sockets: UnixSockets
     clock: Clock
 
     def greeting(self) -> Greeting:

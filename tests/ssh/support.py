@@ -114,7 +114,7 @@ class Host:
     async def _host_key(self) -> bytes:
         return await asyncio.to_thread(host_key)
 
-    def socket(self) -> socket.socket:
+    def connect(self) -> socket.socket:
         """The client's end of a new connection."""
         ours, theirs = socket.socketpair()
         self.accept(ours)
@@ -127,7 +127,7 @@ class Host:
     @asynccontextmanager
     async def client(self) -> AsyncIterator[asyncssh.SSHClientConnection]:
         connection = await asyncssh.connect(
-            "agent", sock=self.socket(), known_hosts=None, username="anybody", config=None, encoding=None
+            "agent", sock=self.connect(), known_hosts=None, username="anybody", config=None, encoding=None
         )
         async with connection:
             yield connection
