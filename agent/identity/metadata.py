@@ -4,10 +4,11 @@ Every cloud serves it on a link-local address without encryption. So nothing tha
 token, and none of the owner's extra headers (daemon.md §10, check 55). `MetadataService` has the rules and does no
 I/O; `HttpAsker` is the thin driver over aiohttp.
 
-The clouds' SDKs are not used. Each of them would go through the proxy of the environment, takes bodies of any size and
-waits on the machine's clock in a thread that cannot be cancelled: botocore's fetcher has no public way to another
-document than credentials and falls back to IMDSv1, google-auth reads the address when it is imported, and azure-core
-would only carry our one request. Their own clients are what the tests compare our requests with.
+The clouds' SDKs are not used: none of them sends these requests and no others within these bounds. botocore's fetcher
+goes through the proxy of the environment, has no public way to another document than credentials, and falls back to
+IMDSv1. google-auth asks for the service account first, and reads the address when it is imported. azure-core knows
+nothing of attested documents and would only carry our request. All take bodies of any size, and wait in a thread that
+cannot be cancelled. The tests compare our requests with those of these libraries.
 """
 
 from __future__ import annotations

@@ -133,13 +133,18 @@ class FakeGoogle(FakeMetadata):
         super().__init__(instance)
         self.authority = authority
 
+    @property
+    def email(self) -> str:
+        """Of the instance's service account."""
+        return f"default@{self.instance.owner}.iam.gserviceaccount.com"
+
     def token(self, audience: str, *, full: bool) -> str:
         """The identity token."""
         now = int(datetime.now(UTC).timestamp()) - (86400 if self.faults.expired else 0)
         claims: dict[str, object] = {
             "aud": audience,
             "azp": "107517467455664443765",
-            "email": f"default@{self.instance.owner}.iam.gserviceaccount.com",
+            "email": self.email,
             "email_verified": True,
             "exp": now + 3600,
             "iat": now,
@@ -172,6 +177,9 @@ class FakeGoogle(FakeMetadata):
         match request.path:
             case "/":
                 return web.Response(text="computeMetadata/\n", headers=flavor)
+            case "/computeMetadata/v1/instance/service-accounts/default/":
+                account = {"aliases": ["default"], "email": self.email, "scopes": []}
+                return web.json_response(account, headers=flavor)
             case "/computeMetadata/v1/instance/service-accounts/default/identity" if "audience" in request.query:
                 token = self.token(request.query["audience"], full=request.query.get("format") == "full")
                 return web.Response(text=token, content_type="text/html", headers=flavor)
