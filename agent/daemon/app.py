@@ -36,7 +36,20 @@ from agent.daemon.logfile import (
     stackdriver,
 )
 from agent.daemon.manifest import ManifestRoutine
+from agent.daemon.metrics import (
+    Metrics,
+    ScriptCounts,
+    control_metrics,
+    lifecycle_metrics,
+    log_metrics,
+    node_metrics,
+    peer_metrics,
+    report_metrics,
+    ssh_metrics,
+    terminal_metrics,
+)
 from agent.daemon.network import Network
+from agent.daemon.operations import LocalServers, LogLevel, Shutdown, Status, socket_path
 from agent.daemon.reconnect import Connector
 from agent.daemon.reports import Banners, LifecycleReporter, TimingReporter
 from agent.daemon.sdnotify import Notifier
@@ -47,10 +60,11 @@ from agent.daemon.ssh import Ssh
 from agent.daemon.terminals import PORT as TERMINAL_PORT
 from agent.daemon.terminals import Terminals
 from agent.daemon.traffic import Traffic
+from agent.daemon.visitors import SshVisitors, TerminalVisitors
 from agent.daemon.workspace import Workspace
 from agent.identity import CredentialSource, IdentityError
 from agent.logs import LogService, secret_values
-from agent.monitor import AppHealthChecker, MetadataCollector, StatsReporter
+from agent.monitor import AppHealthChecker, ConnectionReporter, MetadataCollector, ResourceMonitor, StatsReporter
 from agent.process import home_directory
 from agent.scripts import PhaseResult, ScriptRunner
 from agent.scripts import Stage as ScriptStage
@@ -110,7 +124,8 @@ async def _run(config: AgentConfig, output: LogOutput) -> None:
     environment = os.environ
     request = StopRequest(clock)
     # Before anything that may take its time: a stop is a graceful one from the start (daemon.md §1.3, step 5).
-    with handle_signals(request.receive, environment):
+    level = LogLevel(output)
+    with handle_signals(request.receive, environment, level.toggle):
         executable = _join_path(environment)
         get_logger("agent").info("agent is starting now", url=config.url, auth=config.auth, version=VERSION)
         headers = await _headers(config, environment, request, clock)
@@ -122,7 +137,7 @@ async def _run(config: AgentConfig, output: LogOutput) -> None:
                 credentials = await credential_source(config, unknown, environment, clock)
                 plane = ControlPlane(http, _Unwritten(credentials, output), clock)
                 network = Network(URL(config.url), clock, headers=headers, port=config.tailnet_listen_port)
-                await _live(config, plane, network, executable, request, output.clean, clock)
+                await _live(config, plane, network, executable, request, level, output.clean, clock)
             except IdentityError as error:
                 raise StartError(str(error)) from error
             finally:
@@ -156,11 +171,14 @@ async def _live(
     network: Network,
     executable: str,
     request: StopRequest,
+    level: LogLevel,
     redact: Callable[[str], str],
     clock: Clock,
 ) -> None:
     # Programs in the workspace find the server by it, also where the agent was told by a flag.
     environment = {**os.environ, "CODER_AGENT_URL": config.url}
+    if (socket := socket_path(config.status_socket, config.state_dir)) is not None:
+        environment["CODER_AGENT_STATUS_SOCKET"] = str(socket)
     notifier = Notifier(environment)
     journal = Journal()
     context = CommandEnvironment(
@@ -171,7 +189,14 @@ async def _live(
     )
     timings = TimingReporter(journal)
     network.serve(SPEEDTEST_PORT, SpeedtestService(clock).serve)
-    terminals = Terminals(context, clock, idle=config.terminal_idle, history=config.terminal_history)
+    connections = ConnectionReporter(clock)
+    terminals = Terminals(
+        context,
+        clock,
+        idle=config.terminal_idle,
+        history=config.terminal_history,
+        reports=TerminalVisitors(connections),
+    )
     network.serve(TERMINAL_PORT, terminals.serve)
 
     def make_logs(state: Path | None) -> LogService:
@@ -194,8 +219,10 @@ async def _live(
         )
 
     def remember(script: UUID, stage: ScriptStage, result: PhaseResult) -> None:
+        counts.ended(result)
         workspace.script_ended(script, stage, result)
 
+    counts = ScriptCounts()
     lifecycle = LifecycleReporter(journal, clock, lambda: workspace.logs_drained())
     workspace = Workspace(
         state_root=config.state_dir,
@@ -208,12 +235,14 @@ async def _live(
         home=home_directory(environment),
         clock=clock,
     )
+    metrics = Metrics()
     http_api = HttpApi(
         config,
         clock,
         home=home_directory(environment),
-        manifest=lambda: workspace.manifest,
+        manifest=lambda: workspace.known_manifest,
         node=lambda: network.tailnet,
+        metrics=metrics.collect,
         redact=redact,
     )
     network.serve(HTTP_API_PORT, http_api.serve)
@@ -225,6 +254,7 @@ async def _live(
         home=home_directory(environment),
         manifest=lambda: workspace.manifest,
         banners=lambda: [banner.message for banner in banners.current],
+        reports=SshVisitors(connections),
     )
     for port in SSH_PORTS:
         network.serve(port, ssh.serve)
@@ -238,12 +268,14 @@ async def _live(
     )
     metadata = MetadataCollector(context, clock)
     health = AppHealthChecker(clock)
-    traffic = Traffic(lambda: network.tailnet, lambda: terminals.viewers, ssh.sessions)
+    traffic = Traffic(lambda: network.tailnet, lambda: terminals.viewers, ssh.sessions, metrics.collect)
     routines = [
         Routine("manifest", manifest.run, on_failure=OnFailure.RECONNECT),
         Routine("logs", workspace.send_logs, in_shutdown=InShutdown.STAY),
         Routine("lifecycle", lifecycle.run, in_shutdown=InShutdown.STAY),
         Routine("timings", timings.run, in_shutdown=InShutdown.STAY),
+        Routine("connection reports", connections.run, in_shutdown=InShutdown.STAY),
+        Routine("resources", ResourceMonitor(clock).run),
         Routine("metadata", lambda api: metadata.run(api, workspace.manifest), after="manifest"),
         Routine("app health", lambda api: health.run(api, workspace.manifest), after="manifest"),
         Routine("network", lambda _: join_network(), after="manifest"),
@@ -269,7 +301,16 @@ async def _live(
             goodbye=network.left(),
             logs=workspace.logs_drained(),
             timings=timings.sent(),
+            connections=connections.sent(),
         )
+
+    def unsent() -> dict[str, int]:
+        return {
+            "lifecycle_states": len(journal.state.lifecycle.pending),
+            "script_timings": len(journal.state.timings),
+            "connection_reports": connections.queued,
+            "log_lines": workspace.logs.counters.queued_lines if workspace.logs is not None else 0,
+        }
 
     stages = [
         Stage("manifest", workspace.refuse_manifests, 2.0),
@@ -282,19 +323,41 @@ async def _live(
         Stage("other scripts", workspace.close_scripts, 60.0),
         Stage("delivery", deliver, DELIVERY_LIMIT),
     ]
-    connecting = asyncio.create_task(
-        Connector(plane, routines, request.stopping, clock, notifier.status).run(), name="connector"
+    connector = Connector(plane, routines, request.stopping, clock, notifier.status)
+    metrics.add(
+        lambda: node_metrics(network.tailnet),
+        lambda: peer_metrics(network.tailnet, clock.now()),
+        lambda: control_metrics(connector),
+        lambda: lifecycle_metrics(lifecycle),
+        lambda: counts.metrics(workspace.start_phase),
+        lambda: log_metrics(workspace.logs.counters if workspace.logs is not None else None),
+        lambda: report_metrics(connections),
+        lambda: terminal_metrics(terminals.service),
+        lambda: ssh_metrics(ssh.counters),
     )
+    shutdown = Shutdown(request)
+    servers = LocalServers(
+        config,
+        metrics=metrics.collect,
+        status=Status(config, clock, lifecycle, connector, lambda: workspace.known_manifest, level),
+        shutdown=shutdown,
+        level=level,
+        debug_routes=http_api.debug_routes,
+    )
+    servers.open()
+    connecting = asyncio.create_task(connector.run(), name="connector")
     try:
         notifier.ready()
         await request.stopping.wait()
         notifier.stopping()
-        await shut_down(stages, request.skip, clock)
+        unfinished = await shut_down(stages, request.skip, clock)
+        shutdown.ended(unfinished, unsent())
         _exit_anyway()
     finally:
         connecting.cancel()
         await asyncio.wait({connecting})
         try:
+            await servers.aclose()
             await network.aclose()
             await http_api.aclose()
         finally:

@@ -44,6 +44,7 @@ class AgentConfig:
     pprof_address: str
     prometheus_address: str
     debug_address: str
+    status_socket: str
     ssh_max_timeout: float
     tailnet_listen_port: int
     terminal_idle: float

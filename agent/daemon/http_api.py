@@ -9,7 +9,7 @@ import asyncio
 import importlib
 import logging
 import os
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -19,10 +19,13 @@ from agent.clock import Clock
 from agent.daemon.config import AgentConfig
 
 if TYPE_CHECKING:
+    from aiohttp import web
+
+    from agent.metrics import Metric
     from agent.ports import ListeningPort, PortService
     from agent.tailnet.streams import TailnetStream
     from agent.tailnet.tailnet import Tailnet
-    from agent.workspace_api import Metric, WorkspaceApi
+    from agent.workspace_api import Views, WorkspaceApi
 
 PORT = 4
 """Where the tailnet has this service."""
@@ -39,6 +42,7 @@ class HttpApi:
         home: str,
         manifest: Callable[[], Manifest | None],
         node: Callable[[], Tailnet | None],
+        metrics: Callable[[], Awaitable[Iterable[Metric]]],
         redact: Callable[[str], str],
     ) -> None:
         self._config = config
@@ -46,6 +50,7 @@ class HttpApi:
         self._home = home
         self._manifest = manifest
         self._node = node
+        self._metrics = metrics
         self._redact = redact
         self._making: asyncio.Task[WorkspaceApi] | None = None
 
@@ -66,12 +71,23 @@ class HttpApi:
     async def _make(self) -> WorkspaceApi:
         for name in ("agent.ports", "agent.workspace_api"):
             await asyncio.to_thread(importlib.import_module, name)
+        from agent.workspace_api import WorkspaceApi
+
+        return WorkspaceApi(self._views(), self._clock)
+
+    def debug_routes(self, router: web.UrlDispatcher) -> None:
+        """The debug pages for a local server; `agent.workspace_api` is imported for them."""
+        from agent.workspace_api import debug
+
+        debug.add_routes(router, self._views())
+
+    def _views(self) -> Views:
         from agent.ports import PortService, Scanner
-        from agent.workspace_api import Views, WorkspaceApi
+        from agent.workspace_api import Views
 
         # Not listed: what the agent itself listens on, and where its helpers are configured to listen.
         ports = PortService(Scanner(own_pid=os.getpid()).scan, self._clock, hidden=helper_ports(self._config))
-        views = Views(
+        return Views(
             ports=lambda: _listed(ports),
             watch_ports=lambda: _watched(ports),
             manifest=self._manifest,
@@ -79,11 +95,10 @@ class HttpApi:
             home=self._home,
             net_info=lambda: net_info(self._node()),
             node=lambda: node_rows(self._node(), self._clock),
-            metrics=lambda: node_metrics(self._node()),
+            metrics=self._metrics,
             set_network_debug=_set_network_debug,
             redact=self._redact,
         )
-        return WorkspaceApi(views, self._clock)
 
 
 async def _listed(ports: PortService) -> Sequence[ListeningPort]:
@@ -152,26 +167,6 @@ def node_rows(node: Tailnet | None, clock: Clock) -> list[tuple[str, str]] | Non
         took = f", {latency * 1e3:.1f} ms" if latency is not None else ""
         rows.append((f"peer {key.hex()[:16]}", " and ".join(ways) + took))
     return rows
-
-
-def node_metrics(node: Tailnet | None) -> Iterable[Metric]:
-    """The node's counters."""
-    from agent.workspace_api import Metric
-
-    if node is None:
-        return
-    counters = node.engine.counters
-    for name, value in (
-        ("received_packets", counters.rx_packets),
-        ("received_bytes", counters.rx_bytes),
-        ("sent_packets", counters.tx_packets),
-        ("sent_bytes", counters.tx_bytes),
-        ("unbound_datagrams", counters.unbound),
-        ("unknown_relayed_datagrams", counters.unknown_relayed),
-        ("malformed_packets", counters.malformed),
-        ("foreign_packets", counters.foreign),
-    ):
-        yield Metric(f"agent_tailnet_{name}_total", "counter", (({}, value),))
 
 
 def _set_network_debug(debug: bool) -> None:

@@ -75,6 +75,8 @@ class Sink(Protocol):
     """Where rendered records go."""
 
     level: int
+    adjustable: bool
+    """Whether `level` may be changed while the agent runs."""
 
     def render(self, record: Record) -> str:
         """The record as lines, with the final newline."""
@@ -155,6 +157,7 @@ class StreamSink:
     def __init__(self, path: str, render: Callable[[Record], str], level: int = logging.INFO) -> None:
         """Opens `path`; `/dev/stderr` and `/dev/stdout` are the process's own. Raises `LogOutputError`."""
         self.level = level
+        self.adjustable = True
         self.render = render
         streams = {"/dev/stdout": 1, "/dev/stderr": 2}
         self._own = path not in streams
@@ -177,6 +180,7 @@ class RotatingFile:
 
     def __init__(self, directory: Path, *, limit: int = FILE_LIMIT, backups: int = BACKUPS) -> None:
         self.level = logging.DEBUG
+        self.adjustable = False
         self.render = human
         self.path = directory / FILE_NAME
         self._limit = limit
@@ -254,6 +258,12 @@ class LogOutput:
         """Begin to write."""
         self._thread.start()
 
+    def set_level(self, level: int) -> None:
+        """What streams get from now on; the file has everything in any case."""
+        for sink in self._sinks:
+            sink.set_level(level)
+        self._level = min((sink.level for sink in self._sinks), default=logging.CRITICAL)
+
     def redact(self, values: Iterable[str]) -> None:
         """Never write any of these values from now on."""
         known = {*self._secrets, *(value for value in values if len(value) >= MIN_SECRET)}
@@ -303,6 +313,14 @@ class _GuardedSink:
         self._retry_at = 0.0
         self._lost = 0
         self._reason = ""
+
+    @property
+    def level(self) -> int:
+        return self._sink.level
+
+    def set_level(self, level: int) -> None:
+        if self._sink.adjustable:
+            self._sink.level = level
 
     def write(self, record: Record, clean: Callable[[str], str]) -> None:
         if record.level < self._sink.level:

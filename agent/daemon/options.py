@@ -152,6 +152,8 @@ OPTIONS = (
     Option("--prometheus-address", "CODER_AGENT_PROMETHEUS_ADDRESS", str, "127.0.0.1:2112",
            "Metrics server; empty for none."),
     Option("--debug-address", "CODER_AGENT_DEBUG_ADDRESS", str, "127.0.0.1:2113", "Debug server; empty for none."),
+    Option("--status-socket", "CODER_AGENT_STATUS_SOCKET", str, "",
+           "Socket of workspace-agent status and drain: none, or a path; status.sock in the state directory if empty."),
     Option("--ssh-max-timeout", "CODER_AGENT_SSH_MAX_TIMEOUT", parse_duration, "72h", "Longest SSH connection."),
     Option("--tailnet-listen-port", "CODER_AGENT_TAILNET_LISTEN_PORT", parse_port, "0",
            "UDP port of the tailnet; 0 for any."),

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from agent.api.versions import ApiVersion
 from agent.backoff import Backoff
 from agent.clock import Clock
 from agent.control import RedirectError, RefusedError, UnreachableError, VersionMismatchError
@@ -142,6 +143,12 @@ class Connector:
         self._retry = retry or Retry()
         self._chronicle = Chronicle()
         self.attempts = 0
+        self.connections = 0
+        """Attempts that succeeded."""
+        self.api: ApiVersion | None = None
+        """What was agreed on with the server of now; None while there is no connection."""
+        self.trouble = "no attempt was made yet"
+        """Why there is no connection; empty while there is one."""
 
     async def run(self) -> None:
         """Until cancelled. Nothing that a server does or fails to do ends it."""
@@ -156,6 +163,7 @@ class Connector:
                 tell = log.info if trouble.kind == "closed" else log.warning
                 message = "disconnected" if lasted else "cannot connect"
                 tell(f"{message}: {trouble.text}", failures=count, next_attempt=f"{delay:.1f}s")
+            self.trouble = trouble.text
             self._status(f"not connected: {trouble.text}")
             await self._clock.sleep(delay)
 
@@ -169,5 +177,10 @@ class Connector:
         get_logger("agent.connection").info("connected", api=str(api.version), attempt=self.attempts)
         self._status(f"connected (API {api.version})")
         began = self._clock.now()
-        trouble = diagnose(await serve(api, self._routines, self._stopping, self._clock))
+        self.connections += 1
+        self.api, self.trouble = api.version, ""
+        try:
+            trouble = diagnose(await serve(api, self._routines, self._stopping, self._clock))
+        finally:
+            self.api = None
         return trouble, max(self._clock.now() - began, 1e-9)

@@ -16,6 +16,7 @@ from agent.daemon.environment import CommandEnvironment
 if TYPE_CHECKING:
     from agent.tailnet.streams import TailnetStream
     from agent.terminal import TerminalService
+    from agent.terminal.counters import ConnectionReports
 
 PORT = 2
 """Where the tailnet has this service."""
@@ -27,11 +28,20 @@ class Terminals:
     A terminal that nobody looks at goes on for `idle` seconds; `history` bytes of its output are kept.
     """
 
-    def __init__(self, context: CommandEnvironment, clock: Clock, *, idle: float, history: int) -> None:
+    def __init__(
+        self,
+        context: CommandEnvironment,
+        clock: Clock,
+        *,
+        idle: float,
+        history: int,
+        reports: ConnectionReports | None = None,
+    ) -> None:
         self._context = context
         self._clock = clock
         self._idle = idle
         self._history = history
+        self._reports = reports
         self._opening: asyncio.Task[TerminalService] | None = None
         self._service: TerminalService | None = None
         self._begun = asyncio.Event()
@@ -40,6 +50,11 @@ class Terminals:
         """The state directory is known, or that there is none. Call it once."""
         self._opening = asyncio.create_task(self._open(directory), name="open terminals")
         self._begun.set()
+
+    @property
+    def service(self) -> TerminalService | None:
+        """None until the state directory is known and it is loaded."""
+        return self._service
 
     @property
     def viewers(self) -> int:
@@ -64,6 +79,6 @@ class Terminals:
         from agent.terminal import Limits, TerminalService
 
         limits = Limits(idle=self._idle, history=self._history)
-        self._service = service = TerminalService(self._context, self._clock, limits=limits)
+        self._service = service = TerminalService(self._context, self._clock, limits=limits, reports=self._reports)
         await service.open(directory)
         return service

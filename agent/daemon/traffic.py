@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from agent.api.proto import agent_pb2 as pb
+from agent.metrics import Metric
 from agent.monitor import NO_LATENCY
 
 if TYPE_CHECKING:
@@ -28,46 +29,57 @@ class SshSessions:
 
 class Traffic:
     """The source of a `StatsReporter`. `node` gives the node of now: None before there is one, another one later;
-    `viewers` how many connections to terminals there are now, `sessions` how many SSH sessions."""
+    `viewers` how many connections to terminals there are now, `sessions` how many SSH sessions, and `metrics`
+    everything that the agent counts."""
 
     def __init__(
         self,
         node: Callable[[], Tailnet | None],
         viewers: Callable[[], int] = lambda: 0,
         sessions: Callable[[], SshSessions] = lambda: SshSessions(),
+        metrics: Callable[[], Awaitable[Iterable[Metric]]] | None = None,
     ) -> None:
         self._node = node
         self._viewers = viewers
         self._sessions = sessions
+        self._metrics = metrics
         self._counted: Tailnet | None = None
         self._before = (0, 0, 0, 0)
 
     async def collect(self) -> pb.Stats:
         """Counters since the previous call, and how long peers that are talked with take to answer."""
         node = self._node()
-        if node is None:
-            return pb.Stats(connection_median_latency_ms=NO_LATENCY)
-        latencies = await node.latencies(PING_LIMIT)
+        latencies = await node.latencies(PING_LIMIT) if node is not None else []
+        metrics = await self._metrics() if self._metrics is not None else ()
         # Nothing waits from here on: who cancels this must not lose what was counted.
-        counters = node.engine.counters
-        now = counters.rx_packets, counters.rx_bytes, counters.tx_packets, counters.tx_bytes
-        before = self._before if node is self._counted else (0, 0, 0, 0)
-        self._counted, self._before = node, now
-        rx_packets, rx_bytes, tx_packets, tx_bytes = (
-            count - counted for count, counted in zip(now, before, strict=True)
-        )
-        flows = node.engine.flows.take()
         sessions = self._sessions()
-        return pb.Stats(
-            connections_by_proto=flows,
-            connection_count=sum(flows.values()),
+        stats = pb.Stats(
             connection_median_latency_ms=statistics.median(latencies) * 1e3 if latencies else NO_LATENCY,
-            rx_packets=rx_packets,
-            rx_bytes=rx_bytes,
-            tx_packets=tx_packets,
-            tx_bytes=tx_bytes,
             session_count_reconnecting_pty=self._viewers(),
             session_count_ssh=sessions.ssh,
             session_count_vscode=sessions.vscode,
             session_count_jetbrains=sessions.jetbrains,
+            metrics=[sample for metric in metrics for sample in _samples(metric)],
         )
+        if node is not None:
+            self._count(node, stats)
+        return stats
+
+    def _count(self, node: Tailnet, stats: pb.Stats) -> None:
+        counters = node.engine.counters
+        now = counters.rx_packets, counters.rx_bytes, counters.tx_packets, counters.tx_bytes
+        before = self._before if node is self._counted else (0, 0, 0, 0)
+        self._counted, self._before = node, now
+        stats.rx_packets, stats.rx_bytes, stats.tx_packets, stats.tx_bytes = (
+            count - counted for count, counted in zip(now, before, strict=True)
+        )
+        for protocol, count in node.engine.flows.take().items():
+            stats.connections_by_proto[protocol] = count
+            stats.connection_count += count
+
+
+def _samples(metric: Metric) -> Iterable[pb.Stats.Metric]:
+    kind = pb.Stats.Metric.COUNTER if metric.kind == "counter" else pb.Stats.Metric.GAUGE
+    for labels, value in metric.samples:
+        names = [pb.Stats.Metric.Label(name=name, value=text) for name, text in labels.items()]
+        yield pb.Stats.Metric(name=metric.name, type=kind, value=value, labels=names)

@@ -123,6 +123,18 @@ class Workspace(Generic[L]):
         self._closing = False
         self._tasks: list[asyncio.Task[None]] = []
         self._lock = asyncio.Lock()
+        self.start_phase: tuple[float, PhaseResult] | None = None
+        """Seconds that the start scripts took in this process, and how they ended; None before that."""
+
+    @property
+    def known_manifest(self) -> Manifest | None:
+        """The latest manifest; None before the first."""
+        return self._manifest
+
+    @property
+    def logs(self) -> L | None:
+        """The log service; None before the first manifest."""
+        return self._logs
 
     @property
     def manifest(self) -> Manifest:
@@ -292,7 +304,9 @@ class Workspace(Generic[L]):
                 return
             if not journal.state.start_result:
                 done = {script: PhaseResult(result) for script, result in journal.state.results.items()}
+                began = self._clock.now()
                 result = await scripts.run_start(done)
+                self.start_phase = self._clock.now() - began, result
                 if self._closing:
                     return
                 journal.start_phase_ended(result)

@@ -111,6 +111,11 @@ class Deployment:
             "state-dir": self.directory / "state",
             "log-dir": self.directory / f"{created.name}-logs",
             "script-data-dir": self.directory / f"{created.name}-data",
+            "status-socket": self.directory / f"{created.name}.sock",
+            # The defaults are there once on a machine; agents of tests are many.
+            "pprof-address": "",
+            "prometheus-address": "",
+            "debug-address": "",
         }
         component = Component(
             created.name,

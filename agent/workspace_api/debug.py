@@ -82,5 +82,5 @@ class _Pages:
         return web.Response(body=body, headers={"Content-Type": "application/json; charset=utf-8"})
 
     async def prometheus(self, request: web.Request) -> web.Response:
-        body = metrics.render(self._views.metrics()).encode()
+        body = metrics.render(await self._views.metrics()).encode()
         return web.Response(body=body, headers={"Content-Type": "text/plain"})

@@ -28,6 +28,10 @@ def _nothing() -> None:
     return None
 
 
+async def _no_metrics() -> Iterable[Metric]:
+    return ()
+
+
 @dataclass(frozen=True, slots=True)
 class Views:
     """Everything that is asked of the agent, each when it is asked for."""
@@ -45,7 +49,7 @@ class Views:
     """The node's last network check (terminal-ssh-http.md §4.3)."""
     node: Callable[[], Sequence[tuple[str, str]] | None] = _nothing
     """Labels and values that describe the tailnet node; None while there is none."""
-    metrics: Callable[[], Iterable[Metric]] = tuple
+    metrics: Callable[[], Awaitable[Iterable[Metric]]] = _no_metrics
     """The network's first."""
     set_network_debug: Callable[[bool], None] = lambda _: None
     """Log more, or less, of what the node does."""

@@ -10,7 +10,8 @@ from typing import Any, cast
 import pytest
 
 from agent.api.tailnet import TAILSCALE_PREFIX
-from agent.daemon.http_api import HttpApi, helper_ports, net_info, node_metrics, node_rows
+from agent.daemon.http_api import HttpApi, helper_ports, net_info, node_rows
+from agent.daemon.metrics import Metrics, node_metrics
 from agent.tailnet.derp_dial import DialOptions
 from agent.tailnet.tailnet import Tailnet
 from agent.testing import ManualClock
@@ -54,7 +55,9 @@ async def test_a_node_in_words(clock: ManualClock) -> None:
 
 
 async def test_connections_share_one_api_and_closing_ends_it(clock: ManualClock) -> None:
-    api = HttpApi(config(), clock, home="/", manifest=lambda: None, node=lambda: None, redact=str)
+    api = HttpApi(
+        config(), clock, home="/", manifest=lambda: None, node=lambda: None, metrics=Metrics().collect, redact=str
+    )
     serving = []
     for _ in range(3):
         near, far = stream_pair()

@@ -25,6 +25,7 @@ class Memory:
 
     def __init__(self) -> None:
         self.level = logging.DEBUG
+        self.adjustable = True
         self.lines: list[str] = []
         self.error: OSError | None = None
         self.gate = threading.Event()

@@ -40,6 +40,9 @@ class Shown:
     hold: asyncio.Event | None = None
     """Set: asking for the ports waits for it."""
 
+    async def list_metrics(self) -> Sequence[Metric]:
+        return self.metrics
+
     async def list_ports(self) -> Sequence[Port]:
         if self.hold is not None:
             await self.hold.wait()
@@ -73,7 +76,7 @@ class Client:
                 home=str(home),
                 net_info=lambda: shown.net_info,
                 node=lambda: shown.node,
-                metrics=lambda: shown.metrics,
+                metrics=shown.list_metrics,
                 set_network_debug=shown.debug.append,
                 redact=lambda text: text.replace("s3cr3t-token", "[redacted]"),
             ),
