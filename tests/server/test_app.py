@@ -66,7 +66,10 @@ async def test_a_server_from_start_to_stop(tmp_path: Path) -> None:
     async def visit() -> None:
         link = said[-1].partition("log in at ")[2]
         jar = aiohttp.CookieJar(unsafe=True)
-        async with aiohttp.ClientSession(cookie_jar=jar) as browser, browser.get(link, allow_redirects=False) as response:
+        async with (
+            aiohttp.ClientSession(cookie_jar=jar) as browser,
+            browser.get(link, allow_redirects=False) as response,
+        ):
             assert (response.status, response.headers["Location"]) == (303, "/")
         os.kill(os.getpid(), signal.SIGTERM)
 

@@ -111,9 +111,9 @@ async def test_an_issuer_is_looked_up_only_where_that_is_wanted(tmp_path: Path) 
         checked = Verifiers(await asyncio.to_thread(read_config, file), get, nothing, Clock())
         if wanted:
             assert (await checked.azure(signature)).id == "vm-1"
-            forged = cloud.message(cloud.document("vm-1"), signer=issue("evil.com", rsa_key(4), issuer_urls=(url,)))
+            forged = cloud.attest(cloud.document("vm-1"), signer=issue("evil.com", rsa_key(4), issuer_urls=(url,)))
             with pytest.raises(IdentityError, match="is not one of Azure's"):
-                await checked.azure(forged.hex())
+                await checked.azure(forged)
         else:
             with pytest.raises(IdentityError, match="leads to no root"):
                 await checked.azure(signature)
