@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -52,7 +53,7 @@ def identity(cloud: Cloud, url: str) -> InstanceIdentity:
 
 
 def with_botocore(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    utils = pytest.importorskip("botocore.utils")
+    utils = import_module("botocore.utils")
     fetcher = utils.IMDSFetcher(base_url=f"{url}/")
     token = fetcher._fetch_metadata_token()
     for name in ("signature", "document"):
@@ -60,8 +61,8 @@ def with_botocore(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def with_azure_core(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    pipeline = pytest.importorskip("azure.core.pipeline")
-    transport = pytest.importorskip("azure.core.pipeline.transport")
+    pipeline = import_module("azure.core.pipeline")
+    transport = import_module("azure.core.pipeline.transport")
     request = transport.HttpRequest(
         "GET", f"{url}/metadata/attested/document?api-version=2020-09-01", headers={"Metadata": "true"}
     )
@@ -70,8 +71,8 @@ def with_azure_core(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def with_google_auth(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = pytest.importorskip("google.auth.compute_engine")
-    transport = pytest.importorskip("google.auth.transport.requests")
+    engine = import_module("google.auth.compute_engine")
+    transport = import_module("google.auth.transport.requests")
     monkeypatch.setattr("google.auth.compute_engine._metadata._GCE_METADATA_HOST", url.removeprefix("http://"))
     session = transport.requests.Session()
     with session:
