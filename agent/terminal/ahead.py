@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-SMALLEST: Final = 4096
+SMALLEST: Final = 2048
 PERIOD: Final = 0.02
 """Seconds. About so much output is made ready: what is ready when somebody types Ctrl-C is still shown."""
 

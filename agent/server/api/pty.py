@@ -28,7 +28,7 @@ MAX_MESSAGE = 4 * 1024 * 1024
 """Bytes of one message of a client; it is held in memory as a whole."""
 MAX_REASON = 123
 """Bytes of a close frame's reason (RFC 6455 §5.5)."""
-UNSENT = 16 * 1024
+UNSENT = 4 * 1024
 """Bytes that the kernel keeps of what it cannot send yet, and as many that asyncio does: what waits there, Ctrl-C waits
 for."""
 
