@@ -113,10 +113,11 @@ async def live(machine: Machine) -> None:
     await machine.lose_the_connection()
     await machine.connected(first)
 
-    # The machine becomes another instance, which another agent is bound to.
-    second = await machine.create("second", "instance-2")
+    # The machine becomes another instance, and some time later an agent is bound to that.
     fake.change({"instance_id": "instance-2"})
     await machine.lose_the_connection()
+    await machine.until_logged("was answered 404")
+    second = await machine.create("second", "instance-2")
     await machine.connected(second, lifecycle_state={"ready"})
     assert (await deployment.request("GET", f"workspaceagents/{first.id}"))["status"] != "connected"
 
