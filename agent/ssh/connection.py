@@ -143,6 +143,7 @@ class Owner(asyncssh.SSHServer):
             self._terminals.add(child)
 
     def child_ended(self, child: Child) -> None:
+        self._services.child_ended(child)
         self._terminals.discard(child)
 
     async def open_display(self, request: X11Request, evict: Callable[[], None]) -> Display:

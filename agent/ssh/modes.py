@@ -19,7 +19,8 @@ _LOCAL: Final = {
     58: "TOSTOP", 59: "IEXTEN", 60: "ECHOCTL", 61: "ECHOKE", 62: "PENDIN",
 }  # fmt: skip
 _OUTPUT: Final = {70: "OPOST", 71: "OLCUC", 72: "ONLCR", 73: "OCRNL", 74: "ONOCR", 75: "ONLRET"}
-_CONTROL: Final = {90: "CS7", 91: "CS8", 92: "PARENB", 93: "PARODD"}
+# 90 to 93, the size of a character and its parity, are left out: a pseudo-terminal has 8 bits and none, and the kernel
+# refuses to change either.
 _IUTF8: Final = 0o40000  # Linux; Python has no name for it
 _DISABLED: Final = 255
 """What clients send for a character that is switched off."""
@@ -44,14 +45,10 @@ def apply_modes(fd: int, modes: Mapping[int, int]) -> None:
 
 def _change(attributes: list[Any], modes: Mapping[int, int]) -> None:
     for opcode, value in modes.items():
-        for field, table in ((0, _INPUT), (1, _OUTPUT), (2, _CONTROL), (3, _LOCAL)):
+        for field, table in ((0, _INPUT), (1, _OUTPUT), (3, _LOCAL)):
             if opcode in table:
                 flag = _flag(table[opcode])
-                if opcode in (90, 91):  # sizes of a character exclude each other
-                    if value:
-                        attributes[field] = attributes[field] & ~termios.CSIZE | flag
-                else:
-                    attributes[field] = attributes[field] | flag if value else attributes[field] & ~flag
+                attributes[field] = attributes[field] | flag if value else attributes[field] & ~flag
         if opcode in _CHARACTERS and (index := getattr(termios, _CHARACTERS[opcode], None)) is not None:
             attributes[6][index] = bytes([0 if value == _DISABLED else value & 0xFF])
         elif opcode == _INPUT_SPEED:

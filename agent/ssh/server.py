@@ -115,8 +115,9 @@ class SshServer:
 
     def child_started(self, child: Child, *, terminal: bool) -> None:
         self._children[child] = terminal
-        waiting = asyncio.create_task(child.exited.wait())
-        waiting.add_done_callback(lambda _: self._children.pop(child, None))
+
+    def child_ended(self, child: Child) -> None:
+        self._children.pop(child, None)
 
     def jetbrains(self, origin: str) -> Callable[[], None]:
         session = uuid4()

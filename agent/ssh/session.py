@@ -54,6 +54,8 @@ class Services(Protocol):
     def child_started(self, child: Child, *, terminal: bool) -> None:
         """Hang it up when the agent ends."""
 
+    def child_ended(self, child: Child) -> None: ...
+
 
 class Opener(Protocol):
     """What sessions need of their connection."""

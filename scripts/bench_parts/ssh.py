@@ -1,5 +1,5 @@
-"""SSH into a workspace with OpenSSH: agent, client's node and `ssh` are processes of their own. Beside it, asyncssh's own
-server on plain loopback TCP in the same run."""
+"""SSH into a workspace with OpenSSH: agent, node of the client and `ssh` are processes of their own. Beside it, a server
+of plain asyncssh on loopback TCP in the same run."""
 
 from __future__ import annotations
 

@@ -9,9 +9,18 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import asyncssh
+from asyncssh.constants import (
+    MSG_CHANNEL_OPEN,
+    MSG_CHANNEL_OPEN_CONFIRMATION,
+    MSG_CHANNEL_OPEN_FAILURE,
+    MSG_CHANNEL_REQUEST,
+    MSG_CHANNEL_WINDOW_ADJUST,
+)
+from asyncssh.packet import Boolean, SSHPacket, String, UInt32
 
 from agent.clock import SystemClock
 from agent.ssh.counters import Kind
@@ -124,6 +133,10 @@ class Host:
         """Serve the client at the other end of `sock`."""
         self._serving.add(asyncio.create_task(self.server.serve(SocketStream(sock))))
 
+    def connections(self) -> list[Any]:
+        """asyncssh's side of them."""
+        return [transport.get_protocol() for transport in self.server._connections]
+
     @asynccontextmanager
     async def client(self) -> AsyncIterator[asyncssh.SSHClientConnection]:
         connection = await asyncssh.connect(
@@ -183,3 +196,50 @@ async def listening(host: Host, path: Path) -> AsyncIterator[None]:
         accepting.cancel()
         await asyncio.wait({accepting})
         listener.close()
+
+
+class PlainClient:
+    """A client that sends channel messages as it is told, on asyncssh's transport."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self.opened = 0
+        self.refused: list[tuple[int, str]] = []
+
+    async def __aenter__(self) -> PlainClient:
+        self._context = self._host.client()
+        self._connection = await self._context.__aenter__()
+        handlers: dict[int, Any] = {
+            MSG_CHANNEL_OPEN_CONFIRMATION: self._confirmed,
+            MSG_CHANNEL_OPEN_FAILURE: self._failed,
+        }
+        # Of this connection alone; what its channels are told otherwise is of no interest.
+        self._connection._packet_handlers = {**type(self._connection)._packet_handlers, **handlers}  # type: ignore[misc]
+        return self
+
+    async def __aexit__(self, *args: object) -> None:
+        self._connection.abort()
+        await self._context.__aexit__(None, None, None)
+
+    def open_session(self, number: int) -> None:
+        self._send(MSG_CHANNEL_OPEN, String("session"), UInt32(number), UInt32(1000), UInt32(32768))
+
+    def request(self, number: int, name: bytes, payload: bytes) -> None:
+        self._send(MSG_CHANNEL_REQUEST, UInt32(number), String(name), Boolean(False), payload)
+
+    def widen(self, number: int, window: int) -> None:
+        self._send(MSG_CHANNEL_WINDOW_ADJUST, UInt32(number), UInt32(window))
+
+    def stop_reading(self) -> None:
+        transport: Any = self._connection._transport
+        transport.pause_reading()
+
+    def _send(self, kind: int, *parts: bytes) -> None:
+        self._connection.send_packet(kind, *parts)
+
+    def _confirmed(self, _connection: object, _kind: int, _id: int, _packet: SSHPacket) -> None:
+        self.opened += 1
+
+    def _failed(self, _connection: object, _kind: int, _id: int, packet: SSHPacket) -> None:
+        packet.get_uint32()
+        self.refused.append((packet.get_uint32(), packet.get_string().decode()))
