@@ -224,7 +224,10 @@ class Session(_ServerSession):
     async def _transfer(self, work: SftpWork) -> Outcome:
         counters = self._services.counters
         counters.sftp += 1
-        error = await work.run()
+        try:
+            error = await work.run()
+        except Exception as broken:  # what SFTP starts in can fail: the client is told, others go on
+            error = broken
         if error is None:
             return Outcome(0, "")
         counters.sftp_errors += 1

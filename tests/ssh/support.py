@@ -214,7 +214,7 @@ class PlainClient:
             MSG_CHANNEL_OPEN_FAILURE: self._failed,
         }
         # Of this connection alone; what its channels are told otherwise is of no interest.
-        self._connection._packet_handlers = {**type(self._connection)._packet_handlers, **handlers}  # type: ignore[misc]
+        self._connection._packet_handlers = {**type(self._connection)._packet_handlers, **handlers}
         return self
 
     async def __aexit__(self, *args: object) -> None:

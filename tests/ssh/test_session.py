@@ -89,9 +89,10 @@ async def _run(client: asyncssh.SSHClientConnection, command: str, **options: ob
 async def test_the_end_of_a_short_terminal_is_never_lost(tmp_path: Path) -> None:
     async with hosting(tmp_path) as host, host.client() as client:
         for number in range(20):
-            assert await _run(client, f"seq {number + 500}; echo end", term_type="xterm") == b"".join(
-                b"%d\r\n" % (line + 1) for line in range(number + 500)
-            ) + b"end\r\n"
+            assert (
+                await _run(client, f"seq {number + 500}; echo end", term_type="xterm")
+                == b"".join(b"%d\r\n" % (line + 1) for line in range(number + 500)) + b"end\r\n"
+            )
 
 
 @pytest.mark.spec("terminal-ssh-http", 27)
