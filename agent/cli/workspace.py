@@ -14,9 +14,9 @@ import click
 from yarl import URL
 
 from agent import lean_aiohttp  # noqa: F401 - before anything else imports aiohttp
-from agent.clock import SystemClock, wait_for
+from agent.clock import Clock, SystemClock, wait_for
 from agent.control import ControlError, ControlHttp, HeaderError, RestClient, run_header_command
-from agent.daemon.config import ConfigError, parse_config
+from agent.daemon.config import AgentConfig, ConfigError, parse_config
 from agent.daemon.credentials import credential_source
 from agent.identity import IdentityError
 
@@ -38,14 +38,24 @@ async def server() -> AsyncIterator[RestClient]:
         headers += await run_header_command(config.header_command, config.url, os.environ, clock)
     http = ControlHttp(URL(config.url), headers, clock)
     try:
-        source = await credential_source(config, http, os.environ, clock)
-        try:
-            http.token = await wait_for(clock, source.obtain(), TOKEN_LIMIT)
-        except TimeoutError:
-            raise IdentityError(f"no token for {config.auth} within {TOKEN_LIMIT:g} s") from None
+        http.token = await _token(config, http, clock)
         yield RestClient(http, clock)
     finally:
         await http.aclose()
+
+
+async def _token(config: AgentConfig, http: ControlHttp, clock: Clock) -> str:
+    source = await credential_source(config, http, os.environ, clock)
+    try:
+        return await wait_for(clock, source.obtain(), TOKEN_LIMIT)
+    except (TimeoutError, IdentityError) as error:
+        if config.token:
+            # The agent's own, from the time when it started this shell. In a container inside of the workspace, where
+            # no metadata service can be reached, it is all that there is.
+            return config.token
+        if isinstance(error, TimeoutError):
+            raise IdentityError(f"no token for {config.auth} within {TOKEN_LIMIT:g} s") from None
+        raise
 
 
 def run(work: Awaitable[T]) -> T:

@@ -132,16 +132,16 @@ async def _run(config: AgentConfig, output: LogOutput) -> None:
         if headers is not None:
             http = ControlHttp(URL(config.url), headers, clock)
             # Proofs are exchanged without a token; the session is opened by the first of them.
-            unknown = ControlHttp(URL(config.url), headers, clock)
+            tokenless = ControlHttp(URL(config.url), headers, clock)
             try:
-                credentials = await credential_source(config, unknown, environment, clock)
+                credentials = await credential_source(config, tokenless, environment, clock)
                 plane = ControlPlane(http, _Unwritten(credentials, output), clock)
                 network = Network(URL(config.url), clock, headers=headers, port=config.tailnet_listen_port)
                 await _live(config, plane, network, executable, request, level, output.clean, clock)
             except IdentityError as error:
                 raise StartError(str(error)) from error
             finally:
-                await unknown.aclose()
+                await tokenless.aclose()
                 await http.aclose()
     get_logger("agent").info("stopped")
 

@@ -6,11 +6,9 @@ import asyncio
 import os
 from collections.abc import Callable, Mapping
 
-import structlog
-
 from agent.clock import Clock, deadline
 from agent.identity.clouds import CLOUDS, Cloud
-from agent.identity.instance import ExchangeRefusedError, OpenAsker
+from agent.identity.instance import ExchangeRefusedError, OpenAsker, logger
 from agent.identity.metadata import MetadataService, http_asker
 from agent.identity.token import CredentialSource, IdentityError
 
@@ -65,7 +63,7 @@ class Auto:
 
     def _tell(self, text: str) -> None:
         if text != self._told:  # and not again at each dial
-            structlog.get_logger("agent.identity").warning(text)
+            logger().warning(text)
         self._told = text
 
     async def _find(self) -> CredentialSource | None:
@@ -77,7 +75,7 @@ class Auto:
             if by_probe is None:
                 return None
             cloud, why = by_probe, "its metadata service answers"
-        structlog.get_logger("agent.identity").info(f"this machine is in {cloud.title}", because=why, auth=cloud.method)
+        logger().info(f"this machine is in {cloud.title}", because=why, auth=cloud.method)
         return self._make_source(cloud)
 
     async def _probe(self) -> Cloud | None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
-
-import structlog
+from typing import Any
 
 from agent.clock import Clock
 from agent.identity.clouds import Cloud
@@ -72,8 +71,15 @@ class InstanceIdentity:
             proof["agent_name"] = self._agent_name
         token = checked_token(await self._exchange(self._cloud.method, proof), f"the answer to {self._cloud.method}")
         if self._latest and token != self._latest:
-            structlog.get_logger("agent.identity").info(
+            logger().info(
                 "the control plane gave another token than before: this instance belongs to another build or agent now"
             )
         self._latest = token
         return token
+
+
+def logger() -> Any:
+    """The log of this room."""
+    import structlog  # slow to import, and of no use to commands in the workspace
+
+    return structlog.get_logger("agent.identity")

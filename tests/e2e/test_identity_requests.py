@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack
 from importlib import import_module
 from pathlib import Path
 
+import aiohttp
 import pytest
 
 from agent.clock import SystemClock
@@ -160,6 +162,32 @@ async def test_auto_finds_each(running: Running, tmp_path: Path) -> None:
     auto = Auto(source, None, environment(url), SystemClock(), sys_directory=str(tmp_path))
     assert await auto.obtain() == "token"
     assert found == [cloud]
+
+
+class Fake(Component):
+    """A fake as a process of its own."""
+
+    program = (sys.executable, "-m", "agent.testing.metadata")
+
+
+async def test_a_fake_as_a_process(tmp_path: Path) -> None:
+    fake = Fake("fake", ["google", "--instance-id=i-1", f"--directory={tmp_path}"], directory=tmp_path)
+    await fake.start()
+    try:
+        url = (
+            await fake.wait_for_output(r"metadata of i-1 on (http://\S+)\n.*--instance-identity .*identity.json", 20)
+        )[1]
+        assert await identity(GOOGLE, url).obtain() == "token"
+        async with aiohttp.ClientSession() as session:
+            async with session.patch(f"{url}/fake", json={"faults": {"status": 404}, "rotate": True}) as answer:
+                assert (await answer.json())["faults"]["status"] == 404
+            async with session.patch(f"{url}/fake", json={"faults": {"magic": True}}) as answer:
+                assert answer.status == 400
+        with pytest.raises(IdentityError, match="no service account"):
+            await identity(GOOGLE, url).obtain()
+        assert await fake.stop(10) == 0
+    finally:
+        await fake.kill()
 
 
 async def test_an_agent_without_libraries_of_clouds(tmp_path: Path, authority: Authority) -> None:
