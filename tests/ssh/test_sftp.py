@@ -23,7 +23,8 @@ async def test_files(tmp_path: Path) -> None:
             async with sftp.open("file", "wb") as file:
                 await file.write(data)
             async with sftp.open("file", "rb") as file:
-            assert os.fsdecode(await sftp.realpath("a/../b")) == str(tmp_path / "b")
+                read: object = await file.read()  # the types say text
+                assert read == data
                 assert len(await file.read(10 * MAX_READ, 0)) == len(data)
             await sftp.mkdir("d")
             await sftp.rename("file", "d/one")
