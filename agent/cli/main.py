@@ -15,6 +15,11 @@ from agent.version import version_text
 
 COMMANDS = {
     "agent": "Run the daemon that connects this workspace to its control plane.",
+    "status": "Tell how the agent on this machine is doing.",
+    "drain": "Shut down the agent on this machine, and tell what did not finish.",
+    "log-level": "Change how much the running agent logs.",
+    "doctor": "Find out what keeps an agent on this machine from working.",
+    "bundle": "Pack what helps others to help, without secrets.",
     "server": "Run the control plane.",
     "login": "Log in at a server.",
     "agents": "Show, create and delete agents.",

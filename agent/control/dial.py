@@ -27,12 +27,16 @@ class Credentials(Protocol):
 
 
 class ControlPlane:
-    """Makes the connections of one agent, one after another."""
+    """Makes the connections of one agent, one after another.
 
-    def __init__(self, http: ControlHttp, credentials: Credentials, clock: Clock) -> None:
+    With another `role` than `agent` the server answers calls, but does not take the agent to be there.
+    """
+
+    def __init__(self, http: ControlHttp, credentials: Credentials, clock: Clock, role: str = "agent") -> None:
         self._http = http
         self._credentials = credentials
         self._clock = clock
+        self._role = role
 
     @property
     def token(self) -> str:
@@ -63,7 +67,7 @@ class ControlPlane:
                 version = next_version(version, refusal)
 
     async def _dial(self, version: ApiVersion) -> aiohttp.ClientWebSocketResponse:
-        url = self._http.url(RPC_PATH, role="agent", version=str(version))
+        url = self._http.url(RPC_PATH, role=self._role, version=str(version))
         try:
             return await self._http.session.ws_connect(url, max_msg_size=MAX_MESSAGE, proxy=self._http.proxy())
         except aiohttp.WSServerHandshakeError as error:
