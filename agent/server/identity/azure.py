@@ -47,7 +47,7 @@ class Attested:
         """Where the certificate of the signer's issuer can be had, as the signer's certificate says."""
         try:
             access = self.signer.extensions.get_extension_for_class(x509.AuthorityInformationAccess).value
-        except (x509.ExtensionNotFound, ValueError, x509.DuplicateExtension):
+        except (x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType, ValueError):
             return []
         return [
             description.access_location.value

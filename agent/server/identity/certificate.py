@@ -16,7 +16,10 @@ def load(data: bytes) -> x509.Certificate:
         data = ssl.PEM_cert_to_DER_cert(data.decode("ascii"))
     if issuer_and_serial(data)[1] <= 0:
         raise DerError("the serial number is not positive")
-    return x509.load_der_x509_certificate(data)
+    try:
+        return x509.load_der_x509_certificate(data)
+    except x509.InvalidVersion as error:
+        raise ValueError("the version is not known") from error
 
 
 def issuer_and_serial(data: bytes) -> tuple[bytes, int]:

@@ -278,3 +278,11 @@ def test_the_authorities_that_come_along_lead_to_the_roots_of_the_system() -> No
     outer, inner = bundled("azure")
     attested = azure.Attested(inner, (), b"{}")
     ChainVerifier(roots, [outer]).verify(attested, NOW + timedelta(days=30))
+
+
+def test_a_certificate_of_an_unknown_version(cloud: Azure) -> None:
+    message = cloud.message(cloud.document())
+    version = b"\xa0\x03\x02\x01\x02"
+    assert message.count(version) == 1
+    error = refusal(base64.b64encode(message.replace(version, b"\xa0\x03\x02\x01\x12")).decode())
+    assert error.detail.endswith("the signer's certificate cannot be read.")
