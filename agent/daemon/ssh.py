@@ -20,6 +20,7 @@ from agent.daemon.traffic import SshSessions
 if TYPE_CHECKING:
     from agent.ssh.counters import Counters, SessionReports
     from agent.ssh.greeting import Greeting
+    from agent.ssh.hostkey import RsaPrimes
     from agent.ssh.server import SshServer
     from agent.tailnet.streams import TailnetStream
 
@@ -51,7 +52,7 @@ class Ssh:
         self._manifest = manifest
         self._banners = banners
         self._reports = reports
-        self._key: asyncio.Task[bytes] | None = None
+        self._primes: asyncio.Task[RsaPrimes] | None = None
         self._named = asyncio.Event()
         self._making: asyncio.Task[SshServer] | None = None
         self._server: SshServer | None = None
@@ -72,9 +73,9 @@ class Ssh:
 
     def named(self, manifest: Manifest) -> None:
         """The names are known; those of the first manifest are kept."""
-        if self._key is None:
+        if self._primes is None:
             names = (manifest.owner_name, manifest.workspace_name, manifest.agent_name)
-            self._key = asyncio.create_task(asyncio.to_thread(_host_key, *names), name="SSH host key")
+            self._primes = asyncio.create_task(asyncio.to_thread(_primes, *names), name="SSH host key")
             self._named.set()
 
     async def serve(self, stream: TailnetStream) -> None:
@@ -98,7 +99,7 @@ class Ssh:
         self._server = SshServer(
             self._context,
             self._clock,
-            host_key=self._wait_for_key,
+            host_key=self._host_key,
             home=self._home,
             options=Options(
                 self._config.ssh_max_timeout,
@@ -111,10 +112,11 @@ class Ssh:
         )
         return self._server
 
-    async def _wait_for_key(self) -> bytes:
+    async def _host_key(self) -> bytes:
         await self._named.wait()
-        assert self._key is not None
-        return await asyncio.shield(self._key)
+        assert self._primes is not None
+        primes = await asyncio.shield(self._primes)
+        return await asyncio.to_thread(primes.pem)
 
     def _greeting(self) -> Greeting:
         from agent.ssh.greeting import Greeting
@@ -123,8 +125,8 @@ class Ssh:
         return Greeting(self._banners(), manifest.motd_path if manifest is not None else "", self._home)
 
 
-def _host_key(owner: str, workspace: str, agent: str) -> bytes:
+def _primes(owner: str, workspace: str, agent: str) -> RsaPrimes:
     """Called in a thread."""
     from agent.ssh.hostkey import derive, seed_of
 
-    return derive(seed_of(owner, workspace, agent)).pem()
+    return derive(seed_of(owner, workspace, agent))

@@ -28,6 +28,11 @@ CLOSE_LIMIT: Final = 4.0
 """Seconds that sessions have to end when the agent does."""
 LOGIN_LIMIT: Final = 120.0
 KEEPALIVES: Final = 3
+# WireGuard is around every connection, so SSH's own algorithms protect little. What is weak is left out all the same,
+# but for what old clients have nothing else for: NIST's curves, ssh-rsa, and MACs of the plain text.
+KEY_EXCHANGES: Final = "-*-sha1,*group-exchange*,rsa*,*@ssh.com,mlkem*nistp*,ecdh-sha2-1.*"
+MACS: Final = "-*sha1*,*md5*,umac-64*,*@ssh.com"
+HOST_KEY_ALGORITHMS: Final = (b"rsa-sha2-256", b"rsa-sha2-512", b"ssh-rsa")
 
 
 class Stream(ByteStream, Protocol):
@@ -162,6 +167,10 @@ class SshServer:
         make = partial(
             asyncssh.SSHServerConnectionOptions,
             config=None,
+            server_version="WorkspaceAgent",
+            kex_algs=KEY_EXCHANGES,
+            mac_algs=MACS,
+            compression_algs=["none"],  # who compresses can make a little data very large
             server_factory=lambda: Owner(self),
             server_host_keys=[key],
             gss_host=None,
@@ -171,4 +180,7 @@ class SshServer:
             keepalive_interval=keepalive,
             keepalive_count_max=KEEPALIVES,
         )
-        return await asyncio.to_thread(make)
+        made = await asyncio.to_thread(make)
+        for name in set(made.server_host_keys) - set(HOST_KEY_ALGORITHMS):
+            del made.server_host_keys[name]
+        return made
