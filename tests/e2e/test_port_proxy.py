@@ -146,6 +146,9 @@ async def test_nothing_of_ours_reaches_the_workspace(place: Place) -> None:
             assert answer.headers.getall("Set-Cookie") == ["theirs=1"]
         async with place.http.get(f"{link.partition('/?')[0]}/api/v2/users/me") as answer:
             assert await answer.text() == "ok"
+        # The address will be another port's some day.
+        async with place.http.get(link.partition("?")[0], headers={"Service-Worker": "script"}) as answer:
+            assert answer.status == 403
         ticket = link.partition("=")[2]
         everything = "\n".join(seen)
         assert place.deployment.token not in everything

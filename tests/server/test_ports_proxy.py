@@ -282,7 +282,13 @@ async def test_a_ticket_is_good_once_and_for_its_port(browser: Browser) -> None:
     assert "HttpOnly" in headers["Set-Cookie"]
     assert "SameSite=Lax" in headers["Set-Cookie"]
     assert (await stranger.fetch("GET", target))[0] == 403
-    assert (await browser.fetch("GET", target))[0] == 303, "who is in already only gets rid of it"
+    status, headers, _ = await browser.fetch("GET", target)
+    assert status == 303, "who is in already only gets rid of it"
+    assert "Set-Cookie" not in headers
+    target = await browser.ticket()
+    assert (await browser.fetch("HEAD", target))[0] == 405
+    assert (await browser.fetch("GET", target))[0] == 303
+    assert (await stranger.fetch("GET", target))[0] == 403, "it was used up by who was in already"
 
 
 async def test_a_pass_is_good_for_its_own_origin(browser: Browser) -> None:

@@ -13,6 +13,9 @@ other workspaces; so is every other page in the browser.
 - *Somebody finds the address.* Without a pass nothing is dialled. A ticket is good once, for a minute. Each request
   asks the database whether the key, the user and the agent are still there, and long ones ask again every 30 s.
 - *Another name for the address* (DNS rebinding): a Host that is not the origin's is refused.
+- *It stays when its address goes to another port.* A socket's number comes back some day. On such origins there are no
+  service workers, which would see the next one's tickets, and who enters begins with empty stores and caches, where the
+  browser takes the address for a safe one (it does for this machine's own).
 - *What remains.* Cookies know no ports. Without a wildcard host, scripts of workspaces can set cookies for the control
   plane's host where the two share it (not read the session's): somebody can be logged in as another user by that, and
   ports see each other's own cookies. The same holds for a wildcard host below the control plane's own domain.

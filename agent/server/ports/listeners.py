@@ -122,7 +122,7 @@ class ListenerOrigins:
         except OSError as error:
             reason = os.strerror(error.errno).lower() if error.errno else str(error)
             raise OriginsUnavailableError(f"cannot listen on another port of {self._address}: {reason}") from error
-        origin = Origin(place.agent, place.port, "http", f"{place.name}:{bound.getsockname()[1]}")
+        origin = Origin(place.agent, place.port, "http", f"{place.name}:{bound.getsockname()[1]}", lasting=False)
         listener = _Listener(origin, self._clock.now())
         listener.stack.callback(bound.close)
 

@@ -22,12 +22,16 @@ class OriginsUnavailableError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """`netloc` is the host, with a port where that is not the scheme's own."""
+    """`netloc` is the host, with a port where that is not the scheme's own.
+
+    `lasting` ones never belong to another port; what a browser keeps for them may stay.
+    """
 
     agent: UUID
     port: int
     scheme: str
     netloc: str
+    lasting: bool = True
 
     @property
     def url(self) -> str:

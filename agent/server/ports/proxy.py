@@ -28,6 +28,7 @@ from agent.server.ports.access import PASS_LIFETIME, TICKET, PortAccess
 from agent.server.ports.origins import Origin, WildcardOrigins
 from agent.server.ports.pages import page
 from agent.server.ports.tunnel import Tunnel
+from agent.server.store import QueryError, reason
 from agent.tailnet.connector import TailnetConnector
 from agent.tailnet.streams import TailnetStream
 
@@ -82,6 +83,10 @@ class PortProxy:
             return page(request, refused.status, refused.title, refused.text, link=link, retry=refused.retry)
         except ConnectionError:
             raise  # the browser is gone
+        except QueryError as error:
+            log.warning("cannot check who may open a port", error=reason(error))
+            text = "The server cannot read its database. This page looks again by itself."
+            return page(request, 503, "Not now", text, retry=True)
         except Exception:
             log.exception("a request to a port failed", agent=str(origin.agent), port=origin.port)
             return page(request, 500, "Something went wrong", "The server's log says what.")
@@ -92,13 +97,19 @@ class PortProxy:
             raise _RefusedError(405, "Not possible here", f"{request.method} with this address is not passed on.")
         key = self._key(origin, request)
         visit = await self._access.visit(key, origin.agent) if key is not None else None
-        if request.method == "GET" and (ticket := request.query.get(TICKET)) is not None:
-            return await self._enter(origin, target, ticket, admitted=visit is not None)
+        clean, ticket = _split_ticket(target)
+        if ticket is not None:
+            if request.method != "GET":
+                raise _RefusedError(405, "Not possible here", "Links to ports are opened with GET.")
+            return await self._enter(origin, clean, ticket, admitted=visit is not None)
         if key is None or visit is None:
             text = f"Port {origin.port} of a workspace opens from the page of its agent."
             raise _RefusedError(401, "Open this from the agent's page", text, link=True)
         if rules.is_foreign(request.headers, request.method, origin):
             raise _RefusedError(403, "Refused", f"The request comes from another page, not from {origin.url}.")
+        if not origin.lasting and request.headers.get("Service-Worker") == "script":
+            text = "Service workers need an address that stays: the server has to be started with --workspace-url."
+            raise _RefusedError(403, "No service workers here", text)
         if visit.status != "connected":
             raise _away(f'The agent\'s state is "{visit.status}".')
         with self._counted(origin.agent):
@@ -115,17 +126,19 @@ class PortProxy:
                     return key
         return None
 
-    async def _enter(self, origin: Origin, target: str, ticket: str, *, admitted: bool) -> web.Response:
-        """To the same address without the ticket; who has a pass already keeps it."""
+    async def _enter(self, origin: Origin, clean: str, ticket: str, *, admitted: bool) -> web.Response:
+        """To the same address without the ticket, which is used up. Who is in already may have used it before."""
         response = web.Response(status=303)
-        response.headers[hdrs.LOCATION] = origin.url + _without_ticket(target)
+        response.headers[hdrs.LOCATION] = origin.url + clean
         response.headers[hdrs.CACHE_CONTROL] = "no-store"
         response.headers["Referrer-Policy"] = "no-referrer"
-        if not admitted:
-            made = await self._access.redeem(ticket, origin)
-            if made is None:
-                text = "Links to ports are good once, for a minute. The agent's page has a new one."
-                raise _RefusedError(403, "This link was used before or has expired", text, link=True)
+        made = await self._access.redeem(ticket, origin)
+        if made is None and not admitted:
+            text = "Links to ports are good once, for a minute. The agent's page has a new one."
+            raise _RefusedError(403, "This link was used before or has expired", text, link=True)
+        if not origin.lasting and not admitted:
+            response.headers["Clear-Site-Data"] = '"cache", "storage"'
+        if made is not None:
             response.set_cookie(
                 origin.cookie,
                 made.value,
@@ -179,9 +192,13 @@ class PortProxy:
         while request.transport is not None:
             await self._clock.sleep(LOOK)
             if self._clock.now() - checked >= RECHECK:
-                if await self._access.visit(key, origin.agent) is None:
-                    return
                 checked = self._clock.now()
+                try:
+                    if await self._access.visit(key, origin.agent) is None:
+                        return
+                except QueryError as error:
+                    # What somebody works with does not end because the database is away for a moment.
+                    log.warning("cannot check who may have a port open", error=reason(error))
 
     # ---- the workspace
 
@@ -223,8 +240,10 @@ class PortProxy:
                 async for piece in answer.content.iter_any():
                     await response.write(piece)
                 await response.write_eof()
-            except aiohttp.ClientError as error:
-                # The browser must not take for whole what is not.
+            except ConnectionError:
+                raise  # the browser is gone
+            except Exception as error:
+                # The browser must not take for whole what is not, and there is no place for a page any more.
                 log.info("an answer of a port broke off", agent=str(origin.agent), port=origin.port, error=str(error))
                 if request.transport is not None:
                     request.transport.abort()
@@ -291,7 +310,12 @@ def _away(reason: str) -> _RefusedError:
     return _RefusedError(503, "The agent is away", text, link=True, retry=True)
 
 
-def _without_ticket(target: str) -> str:
+def _split_ticket(target: str) -> tuple[str, str | None]:
+    """What is asked for, and the ticket that it came with, if any."""
     path, _, query = target.partition("?")
-    rest = "&".join(item for item in query.split("&") if item.partition("=")[0] != TICKET)
-    return f"{path}?{rest}" if rest else path
+    items = [(item, *item.partition("=")[::2]) for item in query.split("&")]
+    tickets = [value for _, name, value in items if name == TICKET]
+    if not tickets:
+        return target, None
+    rest = "&".join(item for item, name, _ in items if name != TICKET)
+    return f"{path}?{rest}" if rest else path, tickets[0]
