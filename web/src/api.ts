@@ -71,6 +71,9 @@ export interface Agent {
   version: string;
   api_version: string;
   expanded_directory?: string;
+  instance_id?: string;
+  /** The last time that a cloud vouched for the instance. */
+  instance_proof?: { cloud: "aws" | "azure" | "google"; verified_at: string };
   created_at: string;
   first_connected_at?: string;
   last_connected_at?: string;

@@ -107,11 +107,21 @@ function Absent({ agent }: { agent: Agent }) {
   );
 }
 
+const CLOUDS = { aws: "AWS", azure: "Azure", google: "Google Cloud" };
+
+/** Which cloud machine the agent is bound to, and how it proved to be that; undefined where it is bound to none. */
+function instance({ instance_id, instance_proof }: Agent): string | undefined {
+  if (!instance_id) return undefined;
+  if (!instance_proof) return `${instance_id} (no proof of it yet)`;
+  return `${instance_id} (${CLOUDS[instance_proof.cloud]} vouched for it ${ago(instance_proof.verified_at, now.value)})`;
+}
+
 function Facts({ agent }: { agent: Agent }) {
   const facts: [string, string | undefined][] = [
     ["Machine", [agent.operating_system, agent.architecture].filter(Boolean).join(" ")],
     ["Directory", agent.expanded_directory],
     ["Agent", agent.version && `${agent.version} (API ${agent.api_version})`],
+    ["Instance", instance(agent)],
     ["Created", ago(agent.created_at, now.value)],
     ["Last connected", agent.status === "connected" ? "now" : ago(agent.last_connected_at, now.value)],
     [
