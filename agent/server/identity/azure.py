@@ -47,7 +47,13 @@ class Attested:
         """Where the certificate of the signer's issuer can be had, as the signer's certificate says."""
         try:
             access = self.signer.extensions.get_extension_for_class(x509.AuthorityInformationAccess).value
-        except (x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType, ValueError):
+        except (
+            x509.ExtensionNotFound,
+            x509.DuplicateExtension,
+            x509.UnsupportedGeneralNameType,
+            TypeError,
+            ValueError,
+        ):
             return []
         return [
             description.access_location.value
@@ -108,14 +114,15 @@ class ChainVerifier:
         verifier = self._policy.store(self._store).time(now).build_client_verifier()
         try:
             verifier.verify(attested.signer, known)
-        except (verification.VerificationError, ValueError) as error:
+        except (verification.VerificationError, TypeError, ValueError) as error:
             signer = attested.signer
             if not signer.not_valid_before_utc <= now <= signer.not_valid_after_utc:
                 until = f"{signer.not_valid_before_utc:%Y-%m-%d} to {signer.not_valid_after_utc:%Y-%m-%d}"
                 raise _refused("expired signer", f"The signer's certificate is valid from {until}.") from error
+            issuer = signer.issuer.rfc4514_string()[:200]
             raise _refused(
                 "unknown issuer",
-                f'The signer\'s certificate, issued by "{_issuer(signer)}", leads to no root that this server trusts. '
+                f'The signer\'s certificate, issued by "{issuer}", leads to no root that this server trusts. '
                 "If that is an authority of Azure, add it to the intermediates of the server.",
             ) from error
 
@@ -135,19 +142,9 @@ def _may_sign(_: verification.Policy, __: x509.Certificate, usage: x509.KeyUsage
 
 
 def _common_name(signer: x509.Certificate) -> str:
-    """Empty where there is none, several, or no readable one."""
-    try:
-        names = signer.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
-    except ValueError:
-        return ""
+    """Empty where there is none, or several."""
+    names = signer.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
     return str(names[0].value) if len(names) == 1 else ""
-
-
-def _issuer(signer: x509.Certificate) -> str:
-    try:
-        return signer.issuer.rfc4514_string()[:200]
-    except ValueError:
-        return "?"
 
 
 def _readable(certificates: Iterable[bytes]) -> Iterable[x509.Certificate]:

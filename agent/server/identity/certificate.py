@@ -11,15 +11,17 @@ from agent.server.identity.der import DerError, Reader, tagged
 
 
 def load(data: bytes) -> x509.Certificate:
-    """A certificate in DER or PEM. Serial numbers must be positive (RFC 5280 §4.1.2.2)."""
+    """A certificate in DER or PEM, whose names can be read. Serial numbers must be positive (RFC 5280 §4.1.2.2)."""
     if data.lstrip().startswith(b"-----BEGIN"):
         data = ssl.PEM_cert_to_DER_cert(data.decode("ascii"))
     if issuer_and_serial(data)[1] <= 0:
         raise DerError("the serial number is not positive")
     try:
-        return x509.load_der_x509_certificate(data)
-    except x509.InvalidVersion as error:
-        raise ValueError("the version is not known") from error
+        certificate = x509.load_der_x509_certificate(data)
+        _ = certificate.subject, certificate.issuer  # read only when asked for
+    except (x509.InvalidVersion, TypeError) as error:
+        raise ValueError("the version is not known, or a name cannot be read") from error
+    return certificate
 
 
 def issuer_and_serial(data: bytes) -> tuple[bytes, int]:

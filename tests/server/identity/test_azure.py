@@ -286,3 +286,12 @@ def test_a_certificate_of_an_unknown_version(cloud: Azure) -> None:
     assert message.count(version) == 1
     error = refusal(base64.b64encode(message.replace(version, b"\xa0\x03\x02\x01\x12")).decode())
     assert error.detail.endswith("the signer's certificate cannot be read.")
+
+
+def test_a_certificate_with_a_name_that_cannot_be_read(cloud: Azure) -> None:
+    """A name's text that is a string of bits."""
+    message = cloud.message(cloud.document())
+    text = b"\x0c\x12metadata.azure.com"
+    assert message.count(text) == 1
+    error = refusal(base64.b64encode(message.replace(text, b"\x03\x12\0etadata.azure.com")).decode())
+    assert error.reason == "malformed signature"
