@@ -65,7 +65,7 @@ from agent.daemon.workspace import Workspace
 from agent.identity import CredentialSource, IdentityError
 from agent.logs import LogService, secret_values
 from agent.monitor import AppHealthChecker, ConnectionReporter, MetadataCollector, ResourceMonitor, StatsReporter
-from agent.process import home_directory
+from agent.process import home_directory, priority
 from agent.scripts import PhaseResult, ScriptRunner
 from agent.scripts import Stage as ScriptStage
 from agent.tailnet.speedtest import PORT as SPEEDTEST_PORT
@@ -186,6 +186,12 @@ async def _live(
         executable=executable,
         bin_dir=config.script_data_dir / "coder-script-data" / "bin",
         token=lambda: plane.token,
+        priority=priority.variables(
+            environment,
+            by_default=config.lower_priority,
+            own_oom=priority.own_oom_score(),
+            own_nice=os.getpriority(os.PRIO_PROCESS, 0),
+        ),
     )
     timings = TimingReporter(journal)
     network.serve(SPEEDTEST_PORT, SpeedtestService(clock).serve)

@@ -49,6 +49,7 @@ class AgentConfig:
     tailnet_listen_port: int
     terminal_idle: float
     terminal_history: int
+    lower_priority: bool
     block_file_transfer: bool
     block_reverse_port_forwarding: bool
     block_local_port_forwarding: bool

@@ -13,6 +13,7 @@ from pathlib import Path
 from agent.api.manifest import Manifest, Secret
 from agent.daemon.logfile import get_logger
 from agent.process.expand import expand_env, home_directory
+from agent.process.priority import VARIABLES
 
 
 class NoManifestError(Exception):
@@ -27,8 +28,9 @@ class CommandEnvironment:
     """The environment of everything that the agent starts, from the latest manifest.
 
     `process` is the agent's own environment; `executable` is the agent's program, empty where there is none that git
-    could call; `token` gives the current agent token; `bin_dir` is where scripts put programs for later commands. All
-    of it looks at files: call it in a thread.
+    could call; `token` gives the current agent token; `priority` are the variables of `agent.process.priority`, which
+    whoever starts a command takes out again; `bin_dir` is where scripts put programs for later commands. All of it
+    looks at files: call it in a thread.
     """
 
     def __init__(
@@ -38,10 +40,12 @@ class CommandEnvironment:
         executable: str,
         bin_dir: Path,
         token: Callable[[], str],
+        priority: Mapping[str, str] | None = None,
         passwd: Path = Path("/etc/passwd"),
         user: str | None = None,
     ) -> None:
-        self._process = dict(process)
+        self._process = {name: value for name, value in process.items() if name not in VARIABLES}
+        self._priority = dict(priority or {})
         self._executable = executable
         self._bin_dir = bin_dir
         self._token = token
@@ -101,6 +105,9 @@ class CommandEnvironment:
             result["GIT_ASKPASS"] = self._executable
         path = result.get("PATH", self._process.get("PATH", ""))
         result["PATH"] = f"{self._bin_dir}:{path}" if path else str(self._bin_dir)
+        for name in VARIABLES:
+            result.pop(name, None)  # they say what the command is to be, and are no business of a template's
+        result |= self._priority
         result["SSH_CLIENT"] = "0.0.0.0 0 0"
         result["SSH_CONNECTION"] = "0.0.0.0 0 0.0.0.0 0"
         return result

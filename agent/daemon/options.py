@@ -162,6 +162,8 @@ OPTIONS = (
            "How long a terminal goes on that nobody looks at."),
     Option("--terminal-history", "CODER_AGENT_TERMINAL_HISTORY", parse_history, "65536",
            "Bytes of a terminal's output that are shown to who comes back."),
+    Option("--lower-priority", "CODER_AGENT_LOWER_PRIORITY", parse_bool, "true",
+           "Commands get less of the processor than the agent, and are ended first when memory runs out (Linux)."),
     Option("--block-file-transfer", "CODER_AGENT_BLOCK_FILE_TRANSFER", parse_bool, "false",
            "Refuse file transfer over SSH."),
     Option("--block-reverse-port-forwarding", "CODER_AGENT_BLOCK_REVERSE_PORT_FORWARDING", parse_bool, "false",

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 from agent.clock import Clock, wait_for
 from agent.process.command import Command
+from agent.process.priority import split
 
 GRACE = 1.0
 """Seconds that a killed process has to go away, and a pipe whose writer has ended to reach its end."""
@@ -121,13 +122,14 @@ class _Start:
 
 
 def _spawn(job: Job) -> subprocess.Popen[bytes]:
+    environment, priority = split(job.environment)
     try:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             job.command.argv,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT if job.merge_stderr else subprocess.DEVNULL,
-            env=job.environment,
+            env=environment,
             cwd=job.directory,
             start_new_session=True,
             bufsize=0,
@@ -136,6 +138,8 @@ def _spawn(job: Job) -> subprocess.Popen[bytes]:
         job.command.cleanup()
         reason = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) and error.filename else str(error)
         raise StartError(reason) from error
+    priority.apply(process.pid)
+    return process
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:

@@ -85,6 +85,7 @@ def spawn(
         step = "start"
         try:
             posix.setsid()
+            lower_priority(environment)
             for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
                 signal.signal(number, signal.SIG_DFL)
             posix.dup2(posix.open("/dev/null", posix.O_RDONLY), 0)
@@ -105,6 +106,23 @@ def spawn(
     if failure:
         posix.waitpid(pid, 0)
     return pid, failure
+
+
+def lower_priority(environment: dict[bytes, bytes]) -> None:
+    """Called in the new process: it takes on, and out of its environment, what `agent.process.priority` put there."""
+    oom = environment.pop(b"CODER_PROC_OOM_SCORE", b"")
+    nice = environment.pop(b"CODER_PROC_NICE_SCORE", b"")
+    environment.pop(b"CODER_PROC_PRIO_MGMT", None)
+    try:
+        if oom:
+            posix.write(posix.open("/proc/self/oom_score_adj", posix.O_WRONLY | posix.O_CLOEXEC), oom)
+    except OSError:
+        pass  # not permitted here: it is as likely to be ended as the agent
+    try:
+        if nice:
+            posix.setpriority(posix.PRIO_PROCESS, 0, int(nice))
+    except (OSError, ValueError):
+        pass  # not permitted here
 
 
 def wait_for_script(pid: int) -> str | None:

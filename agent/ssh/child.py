@@ -16,6 +16,7 @@ from functools import partial
 from typing import Final
 
 from agent.process import Command
+from agent.process.priority import split
 from agent.ssh.modes import apply_modes
 from agent.ssh.streams import Window
 
@@ -204,17 +205,20 @@ def _spawn_in_terminal(job: Job, terminal: TerminalRequest) -> tuple[subprocess.
 
 
 def _popen(job: Job, environment: Mapping[str, str], stdin: int, stdout: int, stderr: int) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
+    cleaned, priority = split(environment)
+    process = subprocess.Popen(
         job.command.argv,
         stdin=stdin,
         stdout=stdout,
         stderr=stderr,
-        env=environment,
+        env=cleaned,
         cwd=job.directory,
         start_new_session=True,
         # What is called between fork and exec is one function in C, for which there is no other place.
         preexec_fn=partial(fcntl.ioctl, 0, termios.TIOCSCTTY, 0) if job.terminal is not None else None,
     )
+    priority.apply(process.pid)
+    return process
 
 
 def _explained(error: BaseException) -> BaseException:

@@ -212,6 +212,7 @@ def become(request: tuple[bytes, list[bytes], dict[bytes, bytes]], slave: int, f
     step = "process"
     try:
         posix.setsid()
+        lower_priority(environment)
         fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
         for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
             signal.signal(number, signal.SIG_DFL)
@@ -225,6 +226,23 @@ def become(request: tuple[bytes, list[bytes], dict[bytes, bytes]], slave: int, f
         posix.write(failure, f"{step} {getattr(error, 'errno', 22)}".encode())  # 22 is EINVAL
     finally:
         posix._exit(127)
+
+
+def lower_priority(environment: dict[bytes, bytes]) -> None:
+    """Called in the new process: it takes on, and out of its environment, what `agent.process.priority` put there."""
+    oom = environment.pop(b"CODER_PROC_OOM_SCORE", b"")
+    nice = environment.pop(b"CODER_PROC_NICE_SCORE", b"")
+    environment.pop(b"CODER_PROC_PRIO_MGMT", None)
+    try:
+        if oom:
+            posix.write(posix.open("/proc/self/oom_score_adj", posix.O_WRONLY | posix.O_CLOEXEC), oom)
+    except OSError:
+        pass  # not permitted here: it is as likely to be ended as the agent
+    try:
+        if nice:
+            posix.setpriority(posix.PRIO_PROCESS, 0, int(nice))
+    except (OSError, ValueError):
+        pass  # not permitted here
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from agent.process.priority import default_oom
 from agent.testing.deployment import CreatedAgent, Deployment
 from agent.testing.processes import Component
 
@@ -282,3 +283,30 @@ async def listening_ports(pid: int) -> set[int]:
         return ports
 
     return await asyncio.to_thread(look)
+
+
+@pytest.mark.spec("daemon", 8)
+@pytest.mark.spec("terminal-ssh-http", 23)
+@pytest.mark.parametrize("explicit", [False, True])
+async def test_scripts_give_way_to_the_agent_and_do_not_see_how(place: Place, explicit: bool) -> None:
+    seen = place.path / "seen"
+    definition = f"""
+name: polite
+scripts:
+  - display_name: look
+    run_on_start: true
+    script: 'nice > {seen}; cat /proc/self/oom_score_adj >> {seen}; env | grep CODER_PROC >> {seen}; true'
+"""
+    own_nice = os.getpriority(os.PRIO_PROCESS, 0)
+    own_oom = int(await asyncio.to_thread(Path("/proc/self/oom_score_adj").read_text))
+    expected = [str(min(own_nice + 5, 19)), str(default_oom(own_oom))]
+    environment = {"CODER_PROC_PRIO_MGMT": ""}
+    if explicit:
+        environment |= {"CODER_PROC_OOM_SCORE": "1000", "CODER_PROC_NICE_SCORE": "13"}
+        expected = ["13", "1000"]
+    agent = place.deployment.agent(await place.deployment.create_agent(definition), environment=environment)
+    await agent.start()
+    code, text = await place.run("status", "--wait", "ready", "--socket", str(place.path / "polite.sock"))
+    assert code == 0, text
+    assert (await asyncio.to_thread(seen.read_text)).split() == expected
+    assert os.getpriority(os.PRIO_PROCESS, agent.pid) == own_nice
