@@ -13,7 +13,6 @@ from asyncssh.packet import SSHPacket
 from agent.ssh.channel import SessionChannel, TcpChannel, UnixChannel
 from agent.ssh.child import Child
 from agent.ssh.forwarding import MAX_LISTENERS, Forwarded, dial_tcp, dial_unix, listen_tcp
-from agent.ssh.jetbrains import serves_jetbrains
 from agent.ssh.session import Services, Session
 from agent.ssh.x11 import Display, X11Error, X11Request
 
@@ -184,13 +183,16 @@ class Owner(asyncssh.SSHServer):
         return await self._services.sockets.listen(self._connection, listen_path)
 
     async def _forward(self, host: str, port: int, origin: str) -> SSHForwarder:
-        looking = asyncio.create_task(asyncio.to_thread(serves_jetbrains, port), name="look for JetBrains")
-        try:
-            peer = await dial_tcp(host, port, self._services.clock)
-            jetbrains = await looking
-        finally:
-            looking.cancel()
-        return Forwarded(peer, self._services.jetbrains(origin) if jetbrains else None)
+        looking = self._services.looks.look(port)
+        forwarded = Forwarded(await dial_tcp(host, port, self._services.clock))
+
+        def looked(found: asyncio.Task[bool]) -> None:
+            # What goes wrong with a look is worth a connection that is not counted, no more.
+            if not found.cancelled() and found.exception() is None and found.result():
+                forwarded.count(lambda: self._services.jetbrains(origin))
+
+        looking.add_done_callback(looked)
+        return forwarded
 
     async def _forward_unix(self, path: str) -> SSHForwarder:
         return Forwarded(await dial_unix(path, self._services.clock))

@@ -25,14 +25,21 @@ MAX_LISTENERS: Final = 256
 
 
 class Forwarded(SSHForwarder):
-    """The channel's side of a connection that was made for a client; `ended` is called once."""
+    """The channel's side of a connection that was made for a client."""
 
-    def __init__(self, peer: SSHForwarder, ended: Callable[[], None] | None = None) -> None:
+    def __init__(self, peer: SSHForwarder) -> None:
         super().__init__(peer)
-        self._ended = ended
+        self._lost = False
+        self._ended: Callable[[], None] | None = None
+
+    def count(self, begin: Callable[[], Callable[[], None]]) -> None:
+        """Count the connection, unless it is over: `begin` returns what to call when it ends."""
+        if not self._lost:
+            self._ended = begin()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        self._lost = True
         ended, self._ended = self._ended, None
         if ended is not None:
             ended()

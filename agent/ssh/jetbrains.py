@@ -2,13 +2,39 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from agent.clock import Clock
+
 _MARKS: Final = (b"idea.vendor.name=jetbrains", b"com.jetbrains.toolbox", b"remote-dev-server")
 _MAX_COMMAND_LINE: Final = 1 << 20
+FRESH: Final = 5.0
+
+
+class PortLooks:
+    """Looks at ports, each once in a while for all who ask: a look takes as long as there are processes."""
+
+    def __init__(self, clock: Clock, look: Callable[[int], bool] | None = None) -> None:
+        self._clock = clock
+        self._look = look or serves_jetbrains
+        self._looks: dict[int, tuple[float, asyncio.Task[bool]]] = {}
+
+    def look(self, port: int) -> asyncio.Task[bool]:
+        """Whether the port is that of a JetBrains IDE, now or `FRESH` seconds ago at most."""
+        now = self._clock.now()
+        for known, (began, _) in list(self._looks.items()):  # in the order of their beginning
+            if now - began <= FRESH:
+                break
+            del self._looks[known]
+        if port not in self._looks:
+            task = asyncio.create_task(asyncio.to_thread(self._look, port), name=f"look at port {port}")
+            self._looks[port] = now, task
+        return self._looks[port][1]
 
 
 def serves_jetbrains(port: int, proc: Path = Path("/proc")) -> bool:

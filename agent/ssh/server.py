@@ -19,6 +19,7 @@ from agent.ssh.connection import Connection, Owner
 from agent.ssh.counters import Counters, Kind, NoReports, SessionReports
 from agent.ssh.forwarding import UnixSockets
 from agent.ssh.greeting import Greeting
+from agent.ssh.jetbrains import PortLooks
 from agent.ssh.options import Options
 from agent.ssh.session import Session
 from agent.ssh.x11 import Displays
@@ -65,6 +66,7 @@ class SshServer:
         self.clock = clock
         self.displays = Displays(home)
         self.sockets = UnixSockets()
+        self.looks = PortLooks(clock)
         self._host_key = host_key
         self._connection_options: asyncio.Task[asyncssh.SSHServerConnectionOptions] | None = None
         self._connections: set[StreamTransport] = set()

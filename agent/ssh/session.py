@@ -20,6 +20,7 @@ from agent.ssh.counters import Counters, Kind, SessionReports
 from agent.ssh.environment import Requested
 from agent.ssh.forwarding import UnixSockets
 from agent.ssh.greeting import Greeting
+from agent.ssh.jetbrains import PortLooks
 from agent.ssh.options import Options
 from agent.ssh.sftp import SftpWork
 from agent.ssh.streams import Window
@@ -40,6 +41,7 @@ class Services(Protocol):
     options: Options
     displays: Displays
     sockets: UnixSockets
+    looks: PortLooks
     clock: Clock
 
     def greeting(self) -> Greeting:

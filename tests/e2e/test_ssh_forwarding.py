@@ -229,7 +229,7 @@ async def test_a_forward_to_a_jetbrains_ide_is_one_of_its_sessions(tmp_path: Pat
             assert ide.stdout is not None
             port = int(await ide.stdout.readline())
             _, writer = await client.open_connection("127.0.0.1", port, "192.0.2.7", 5)
-            assert c.host.server.counters.live[Kind.JETBRAINS] == 1
+            await until(lambda: c.host.server.counters.live[Kind.JETBRAINS] == 1)
             assert [(kind, address) for _, kind, address in c.host.reports.begun] == [(Kind.JETBRAINS, "192.0.2.7")]
             writer.close()
             await until(lambda: c.host.server.counters.live[Kind.JETBRAINS] == 0)

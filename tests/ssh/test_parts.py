@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 from agent.ssh.counters import Kind
 from agent.ssh.environment import MAX_BYTES, MAX_VARIABLES, Requested, RequestedVariables
 from agent.ssh.greeting import Greeting
-from agent.ssh.jetbrains import serves_jetbrains
+from agent.ssh.jetbrains import PortLooks, serves_jetbrains
 from agent.ssh.modes import apply_modes
 from agent.ssh.streams import Window
 from agent.ssh.transfer import is_file_transfer
 from agent.ssh.x11 import Entry, X11Request, merge_authority, parse_authority, write_authority
+from agent.testing import ManualClock
 
 # ---- variables
 
@@ -205,3 +206,18 @@ def test_the_process_of_a_port(tmp_path: Path) -> None:
     assert serves_jetbrains(8080, tmp_path)
     assert not serves_jetbrains(8081, tmp_path)
     assert not serves_jetbrains(8080, tmp_path / "none")
+
+
+async def test_a_port_is_looked_at_once_in_a_while(clock: ManualClock) -> None:
+    looked: list[int] = []
+
+    def look(port: int) -> bool:
+        looked.append(port)
+        return port == 1
+
+    looks = PortLooks(clock, look)
+    assert [await looks.look(port) for port in (1, 2, 1, 2)] == [True, False, True, False]
+    assert looked == [1, 2]
+    await clock.advance(6)
+    assert await looks.look(1)
+    assert looked == [1, 2, 1]
