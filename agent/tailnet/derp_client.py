@@ -181,6 +181,18 @@ class DerpClient:
         finally:
             del self._pings[data]
 
+    async def verify(self) -> None:
+        """Ask the relay for a sign of life, and connect anew where none comes: after a change of the network, instead
+        of when `READ_TIMEOUT` has passed."""
+        wire = self._wire
+        try:
+            await self.ping()
+        except TimeoutError:
+            if wire is not None and wire is self._wire:
+                wire.fail(DialError(f"the relay did not answer within {PING_TIMEOUT:.0f} s"))
+        except DialError:
+            return  # it is being connected anew already
+
     async def run(self) -> None:
         """Until cancelled."""
         while True:

@@ -76,6 +76,10 @@ class Relays:
             with contextlib.suppress(TimeoutError):
                 await wait_for(self._clock, entry[0].wait_connected(), limit)
 
+    async def verify(self) -> None:
+        """See which connections are still good; those that are not are made anew."""
+        await asyncio.gather(*(client.verify() for client, _ in self._clients.values()))
+
     def set_map(self, derp_map: DerpMap) -> None:
         """Other relays: connections to regions that changed or went are closed."""
         for number, (client, _) in list(self._clients.items()):

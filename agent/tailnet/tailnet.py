@@ -21,6 +21,7 @@ from agent.tailnet.derp_map import DerpMap
 from agent.tailnet.engine import Engine, UnansweredError
 from agent.tailnet.forward import TcpForwarder, UdpForwarder
 from agent.tailnet.home import HomeChooser
+from agent.tailnet.links import Links
 from agent.tailnet.netcheck import LatencyProbe, by_region, local_addresses, stun_endpoints
 from agent.tailnet.netinfo import NetInfo, StunRound, summarise
 from agent.tailnet.paths import Answered
@@ -95,7 +96,8 @@ class Tailnet:
         self._map = DerpMap()
         self._latencies: dict[str, float] = {}
         self._sockets: dict[socket.AddressFamily, UdpSocket] = {}
-        self._local: list[bytes] = []
+        self._local: list[bytes] | None = None
+        """Addresses of this machine; None before the first look."""
         self._seen: dict[Endpoint, float] = {}
         self._stun = StunRound()
         self._checked: StunRound | None = None
@@ -118,6 +120,7 @@ class Tailnet:
         """Open the sockets and begin; nothing is reachable before a DERP map is given."""
         self._spawn(self.engine.keep_time(), "tailnet timers")
         self._spawn(self._keep_checking(), "tailnet checks")
+        self._spawn(self._watch_links(), "network interfaces")
         if self.engine.paths.direct:
             self._open_sockets()
 
@@ -174,7 +177,7 @@ class Tailnet:
         if self.engine.paths.direct:
             self._seen = {end: seen for end, seen in self._seen.items() if now - seen < STUN_LIFETIME}
             endpoints = list(self._seen)
-            for address in self._local:
+            for address in self._local or ():
                 family = socket.AF_INET if len(unmapped(address)) == 4 else socket.AF_INET6
                 if (sock := self._sockets.get(family)) is not None:
                     endpoints.append((address, sock.port))
@@ -429,6 +432,32 @@ class Tailnet:
             self._check_now.set()
         self._refresh_node()
 
+    async def _watch_links(self) -> None:
+        try:
+            links = Links(self._clock)
+        except OSError as error:
+            logger.info("changes of the network are noticed late: the kernel does not tell them (%s)", error)
+            return
+        try:
+            while True:
+                await links.changed()
+                await self._look_at_links()
+        finally:
+            links.close()
+
+    async def _look_at_links(self) -> None:
+        """Read this machine's addresses. If they are others than before, nothing is known for certain any more: no
+        path, no relay connection, and not what the outside sees (§6.4)."""
+        before, self._local = self._local, await asyncio.to_thread(local_addresses)
+        if before is None or set(before) == set(self._local):
+            return
+        logger.info("the network has changed")
+        self.engine.paths.link_changed()
+        self._seen.clear()
+        self._refresh_node()
+        self._check_now.set()
+        self._spawn(self.relays.verify(), "relays after a change of the network")
+
     async def _keep_checking(self) -> None:
         while True:
             self._check_now.clear()
@@ -455,7 +484,7 @@ class Tailnet:
         """One network check (§5.10): STUN is sent and not waited for, then the relays are measured."""
         self._stun = StunRound()
         if self.engine.paths.direct:
-            self._local = await asyncio.to_thread(local_addresses)
+            await self._look_at_links()
             await self._send_stun()
         self._latencies = await self._probe.measure(self._map)
         now = self._clock.now()

@@ -304,6 +304,32 @@ async def test_pings_are_answered_and_silence_ends_the_connection(
         assert "the relay said nothing for 120 s" in caplog.text
 
 
+async def test_a_connection_that_is_verified_is_made_anew_unless_the_relay_answers(clock: ManualClock) -> None:
+    answers = True
+    pings = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal pings
+        await log_in(reader, writer)
+        while len(frame := await reader.read(13)) == 13:
+            pings += 1
+            if answers:
+                writer.write(derp.frame(derp.Kind.PONG, frame[5:]))
+
+    async with scripted(serve) as port, client(plain(port), clock=clock) as (made, _, _key):
+        await connected(made)
+        await made.verify()
+        assert (pings, made.counters.connects) == (1, 1)
+        answers = False
+        verified = asyncio.create_task(made.verify())
+        await until(lambda: pings == 2)
+        await clock.advance(6)
+        await verified
+        await clock.advance(1)
+        await until(lambda: made.counters.connects == 2)
+        assert made.counters.failures == 1
+
+
 @pytest.mark.spec("tailnet", 31)
 async def test_failures_in_a_row_are_spaced(clock: ManualClock) -> None:
     attempts = 0
