@@ -32,6 +32,7 @@ from agent.server.jobs import keep_running
 from agent.tailnet.derp_dial import DialOptions
 from agent.tailnet.derp_map import NO_STUN, DerpMap
 from agent.tailnet.peers import Peers, describe
+from agent.tailnet.seldom import Seldom
 from agent.tailnet.streams import TailnetStream
 from agent.tailnet.tailnet import Tailnet, TailnetError
 
@@ -232,6 +233,7 @@ class _Node:
             limits=Limits(receive_buffer=BUFFER, send_buffer=BUFFER),
         )
         self.peers = Peers(self.tailnet, clock)
+        self._claims = Seldom(clock)
         self._agents: dict[UUID, _Agent] = {}
         self._connection: Connection | None = None
         self._told = asyncio.Event()
@@ -386,7 +388,9 @@ class _Node:
         for other in self._agents.values():
             known = self.peers.node(other.id.bytes)
             if other is not agent and known is not None and message.key == write_key(known.key):
-                log.warning("an agent claims the node key of another one", agent=str(agent.id), other=str(other.id))
+                if times := self._claims.tell():
+                    ids = {"agent": str(agent.id), "other": str(other.id)}
+                    log.warning("an agent claims the node key of another one", **ids, times=times)
                 return
         self.peers.set(agent.id.bytes, message)
         if self.peers.node(agent.id.bytes) is not None:

@@ -15,6 +15,7 @@ from agent.api.tailnet import NodeError, PeerNode, address_text, node_id, read_n
 from agent.clock import Clock
 from agent.protocol.ip import Endpoint, mapped
 from agent.tailnet.paths import MAX_ENDPOINTS
+from agent.tailnet.seldom import Seldom
 from agent.tailnet.tailnet import NodeState, Tailnet
 
 logger = logging.getLogger("agent.tailnet")
@@ -38,6 +39,7 @@ class Peers:
         self._tailnet = tailnet
         self._clock = clock
         self._peers: dict[bytes, _Peer] = {}
+        self._ignored = Seldom(clock)
 
     def __len__(self) -> int:
         return len(self._peers)
@@ -60,7 +62,8 @@ class Peers:
                 self.remove(ident)
             self._tailnet.set_peer(node.key, node.disco, _owned(node), node.home, _endpoints(node))
         except ValueError as error:  # a NodeError, or a key that cannot be used
-            logger.warning("a peer was ignored: %s", error)
+            if times := self._ignored.tell():
+                logger.warning("a peer was ignored: %s (%d times since this was last told)", error, times)
             return
         self._peers[ident] = _Peer(node)
 

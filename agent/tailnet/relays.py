@@ -16,6 +16,8 @@ from agent.tailnet.derp_map import DerpMap, Region
 IDLE: Final = 60.0
 """Seconds without a write after which a connection to a region that is not home is closed."""
 CHECK: Final = 15.0
+MAX_HEARD: Final = 16_384
+"""Senders of which is known at which relay they are: anybody may send, under as many keys as they like."""
 
 
 class RelayOwner(Protocol):
@@ -135,8 +137,11 @@ class Relays:
     # ---- called by the clients
 
     def derp_packets(self, region: int, packets: list[tuple[bytes, bytes]]) -> None:
+        heard = self._heard
         for key, _ in packets:
-            self._heard[key] = region
+            if key not in heard and len(heard) >= MAX_HEARD:
+                del heard[next(iter(heard))]
+            heard[key] = region
         self._owner.receive_relay(region, packets)
 
     def derp_peer_gone(self, region: int, key: bytes) -> None:

@@ -175,6 +175,20 @@ async def test_nodes_that_cannot_be_used_are_ignored_but_acknowledged(plane: Pla
         assert plane.coordinator.peers == 0
 
 
+async def test_who_repeats_a_node_that_is_of_no_use_does_not_fill_the_log(
+    plane: Plane, clock: ManualClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    low_order = a_node(key=bytes(32))
+    async with plane.connected():
+        for _ in range(50):
+            await plane.update(node_update(low_order))
+        assert caplog.text.count("a peer was ignored") == 1
+        await clock.advance(61)
+        await plane.update(node_update(low_order))
+        assert caplog.text.count("a peer was ignored") == 2
+        assert "(50 times since this was last told)" in caplog.text
+
+
 @pytest.mark.spec("tailnet", 12)
 async def test_a_peer_with_another_key_is_another_peer(plane: Plane) -> None:
     before, after = a_node(), a_node()
