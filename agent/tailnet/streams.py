@@ -89,12 +89,15 @@ class TailnetStream:
         self._changed()
 
     async def drained(self) -> None:
-        """Wait until the peer has acknowledged everything."""
+        """Wait until the peer has acknowledged everything. Raises `TcpError` when the connection broke before that."""
         while self._connection.unsent and not self._ended:
             self._check_writable()
             self._writable.clear()
             self._connection.await_drained()
             await self._writable.wait()
+        if self._error is not None:
+            # A broken connection has nothing unsent any more: what the peer did not get is gone.
+            raise self._error
 
     def shutdown_write(self) -> None:
         """Send FIN after what was written; reading goes on."""

@@ -136,6 +136,25 @@ async def test_back_pressure_reaches_the_writer(clock: ManualClock) -> None:
             await writing
 
 
+async def test_what_a_broken_connection_did_not_deliver_is_not_taken_for_delivered(clock: ManualClock) -> None:
+    async with pair(clock) as (a, b):
+        held: list[TailnetStream] = []
+        b.handler = held.append
+        stream = a.engine.dial(b.address, 7)
+        await stream.connected()
+        await stream.write(b"got")
+        await stream.drained()
+        a.net.relays = False
+        await stream.write(b"lost")
+        draining = asyncio.ensure_future(stream.drained())
+        await settle()
+        stream.abort()
+        with pytest.raises(TcpError):
+            await draining
+        with pytest.raises(TcpError):
+            await stream.drained()
+
+
 async def test_garbage_costs_little_and_does_nothing(clock: ManualClock) -> None:
     async with pair(clock) as (a, b):
         await a.engine.ping(b.address)
