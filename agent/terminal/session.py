@@ -227,12 +227,13 @@ class Session:
         return _RESET + replay.data
 
     async def _nudge(self) -> None:
-        """Make a full-screen program draw again: what it drew before the history begins is not in the replay."""
+        """Make a full-screen program draw again: what it drew before the history begins is not in the replay. For a
+        moment it has a column less: with a row less, editors scroll, and stay scrolled."""
         try:
             rows, columns = self._size if all(self._size) else self._pty.size()
-            if rows > 1:
+            if columns > 1:
                 self._size = (rows, columns)
-                self._pty.resize(rows - 1, columns)
+                self._pty.resize(rows, columns - 1)
                 await self._clock.sleep(NUDGE)
                 self._pty.resize(*self._size)
         except OSError:

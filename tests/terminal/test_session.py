@@ -191,9 +191,9 @@ async def test_a_full_screen_program_is_nudged_after_a_restore(clock: ManualCloc
         assert made.pty.window == (24, 80)
         second = made.session.attach()
         await shown(made.session, second)
-        assert made.pty.window == (23, 80)
+        assert made.pty.window == (24, 79)
         made.session.resize(40, 90)
-        assert made.pty.window == (23, 80)
+        assert made.pty.window == (24, 79)
         await clock.advance(NUDGE)
         assert made.pty.window == (40, 90)
 
