@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -164,6 +164,13 @@ class Terminal:
 
     async def type(self, text: str) -> None:
         await self.page.keyboard.type(text)
+
+    async def becomes(self, right: Callable[[list[str]], bool]) -> None:
+        """Until the rows on the screen are right."""
+        ends = time.monotonic() + PATIENCE / 1000
+        while not right(rows := await self.text()):
+            assert time.monotonic() < ends, "\n".join(["it stays:", *rows])
+            await asyncio.sleep(LOOK_AGAIN)
 
     async def run(self, command: str, pattern: str) -> re.Match[str]:
         await self.type(command + "\n")

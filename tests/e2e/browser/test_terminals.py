@@ -37,7 +37,7 @@ async def test_a_terminal_shows_the_same_after_a_reload_and_follows_the_window(p
     await terminal.run("trap 'echo now $(stty size)' WINCH", "WINCH")
     await terminal.page.set_viewport_size({"width": 800, "height": 500})
     await terminal.type("\n")
-    now = await terminal.shows(r"^now (\d+) (\d+)$")
+    now = await terminal.shows(r"now (\d+) (\d+)$")
     assert all(int(new) < int(old) for new, old in zip(now.groups(), before_resize.groups(), strict=True))
     assert int(now[1]) == len(await terminal.text())
 
@@ -57,8 +57,9 @@ async def test_full_screen_programs_look_the_same_after_a_reload(place: Place) -
     await place.picture(terminal.page, "vim")
     await terminal.page.reload()
     await terminal.connected()
-    await terminal.shows(r"120 note 119$[^~]*120,8")
-    assert (await terminal.text(), await terminal.cursor()) == (before, cursor)
+    # It is made to draw again, and forgets what its last line said.
+    await terminal.becomes(lambda rows: rows[:-1] == before[:-1] and "120,8" in rows[-1])
+    assert await terminal.cursor() == cursor
     await terminal.type("Achanged")
     await terminal.page.keyboard.press("Escape")
     await terminal.type(":q!\n")
