@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shlex
+import socket
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -90,3 +91,9 @@ async def clients(
         )
         async with listening(host, directory / "server"):
             yield found
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens at now."""
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        return int(found.getsockname()[1])

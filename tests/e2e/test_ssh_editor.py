@@ -9,7 +9,7 @@ from pathlib import Path
 import asyncssh
 import pytest
 
-from tests.e2e.ssh_client import clients
+from tests.e2e.ssh_client import clients, free_port
 
 pytestmark = pytest.mark.skipif(shutil.which("ssh") is None, reason="needs openssh-client")
 CHANNELS = 200
@@ -35,7 +35,7 @@ END
         exec python3 -I .editor/server.py
     """
     async with clients(tmp_path) as c:
-        socks = str(tmp_path / "socks.sock")
+        here = free_port()
         control = ("-o", f"ControlPath={tmp_path}/control")
         master = await c.start("ssh", "-T", "-M", *control, "-o", "SetEnv=CODER_SSH_SESSION_TYPE=vscode", "agent", "sh")
         try:
@@ -46,11 +46,11 @@ END
             async with asyncio.timeout(20):
                 port = int((await master.stdout.readline()).split()[1])
             # As many ways as there are: each connection to the local end is a channel.
-            done = await c.ssh(*control, "-O", "forward", "-L", f"{socks}:127.0.0.1:{port}", "agent")
+            done = await c.ssh(*control, "-O", "forward", "-L", f"{here}:127.0.0.1:{port}", "agent")
             assert done.status == 0, done
 
             async def work(number: int) -> None:
-                reader, writer = await asyncio.open_unix_connection(socks)
+                reader, writer = await asyncio.open_connection("127.0.0.1", here)
                 for turn in range(3):
                     text = b"%d/%d;" % (number, turn) * 1000
                     writer.write(text)

@@ -18,7 +18,7 @@ from asyncssh.constants import MSG_REQUEST_SUCCESS
 
 from agent.ssh.counters import Kind
 from agent.ssh.options import Options
-from tests.e2e.ssh_client import Clients, clients
+from tests.e2e.ssh_client import Clients, clients, free_port
 from tests.ssh.support import until
 
 pytestmark = pytest.mark.skipif(shutil.which("ssh") is None, reason="needs openssh-client")
@@ -39,11 +39,6 @@ async def _ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, text:
         writer.write_eof()
         assert await reader.read() == text.upper()
         writer.close()
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        return int(found.getsockname()[1])
 
 
 @asynccontextmanager
@@ -69,7 +64,7 @@ async def test_local_and_dynamic(tmp_path: Path) -> None:
     unix = await asyncio.start_unix_server(_shout, tmp_path / "service")
     port = server.sockets[0].getsockname()[1]
     async with server, unix, clients(tmp_path) as c:
-        here, socks = _free_port(), _free_port()
+        here, socks = free_port(), free_port()
         arguments = ("-L", f"{here}:localhost:{port}", "-L", f"{tmp_path}/l:{tmp_path}/service", "-D", str(socks))
         async with _forwarding(c, *arguments):
             await _ask(*await asyncio.open_connection("127.0.0.1", here))
@@ -89,7 +84,7 @@ async def test_remote(tmp_path: Path) -> None:
     server = await asyncio.start_server(_shout, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     async with server, clients(tmp_path) as c:
-        there, path = _free_port(), c.home / "new/dir/socket"
+        there, path = free_port(), c.home / "new/dir/socket"
         path.parent.mkdir(parents=True)
         path.write_text("in the way")
         shutil.rmtree(c.home / "new")
@@ -242,7 +237,7 @@ async def test_a_forward_to_a_jetbrains_ide_is_one_of_its_sessions(tmp_path: Pat
 @pytest.mark.spec("terminal-ssh-http", 37)
 async def test_a_client_that_half_closes_is_gone_within_a_second(tmp_path: Path) -> None:
     async with clients(tmp_path) as c:
-        port = _free_port()
+        port = free_port()
         async with c.host.client() as client:
             await client.forward_remote_port("localhost", port, "localhost", 1)
             assert not _is_free(port)
