@@ -62,16 +62,25 @@ class TerminalSocket:
     async def resize(self, rows: int, columns: int) -> None:
         await self.socket.send_bytes(json.dumps({"height": rows, "width": columns}).encode())
 
-    async def match(self, pattern: bytes, seconds: float = 30.0) -> re.Match[bytes]:
+    async def match(self, pattern: bytes, seconds: float = 20.0) -> re.Match[bytes]:
         """Wait until something is shown; what was shown up to its end is forgotten."""
-        async with asyncio.timeout(seconds):
-            while (found := re.search(pattern, self.shown)) is None:
-                if self._reader.done():
-                    raise AssertionError(f"closed {self.socket.close_code} before {pattern!r}: {self.shown[-2000:]!r}")
-                self._changed.clear()
-                await self._changed.wait()
+        try:
+            async with asyncio.timeout(seconds):
+                while (found := re.search(pattern, self.shown)) is None:
+                    if self._reader.done():
+                        raise AssertionError(f"closed ({self.socket.close_code}) before {self._missing(pattern)}")
+                    self._changed.clear()
+                    await self._changed.wait()
+        except TimeoutError:
+            raise AssertionError(f"{seconds:g} s without {self._missing(pattern)}") from None
+        # A match is of its text, and this text changes.
+        kept = re.search(pattern, bytes(self.shown[: found.end()]))
+        assert kept is not None
         del self.shown[: found.end()]
-        return found
+        return kept
+
+    def _missing(self, pattern: bytes) -> str:
+        return f"{pattern!r}; shown was {bytes(self.shown[-2000:])!r}"
 
     async def ended(self, seconds: float = 30.0) -> int | None:
         """The code with which the server closes."""
