@@ -179,13 +179,17 @@ async def _live(
     environment = {**os.environ, "CODER_AGENT_URL": config.url}
     if (socket := socket_path(config.status_socket, config.state_dir)) is not None:
         environment["CODER_AGENT_STATUS_SOCKET"] = str(socket)
+    if not config.token_in_environment:
+        environment.pop("CODER_AGENT_TOKEN", None)
+        if config.token_file:  # where helpers, which have this user's rights, find it
+            environment["CODER_AGENT_TOKEN_FILE"] = os.path.abspath(config.token_file)
     notifier = Notifier(environment)
     journal = Journal()
     context = CommandEnvironment(
         process=environment,
         executable=executable,
         bin_dir=config.script_data_dir / "coder-script-data" / "bin",
-        token=lambda: plane.token,
+        token=(lambda: plane.token) if config.token_in_environment else None,
         priority=priority.variables(
             environment,
             by_default=config.lower_priority,

@@ -30,6 +30,7 @@ class AgentConfig:
     url: str
     token: str = field(repr=False)
     token_file: str
+    token_in_environment: bool
     auth: str
     name: str
     header: tuple[tuple[str, str], ...] = field(repr=False)

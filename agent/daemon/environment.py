@@ -28,9 +28,9 @@ class CommandEnvironment:
     """The environment of everything that the agent starts, from the latest manifest.
 
     `process` is the agent's own environment; `executable` is the agent's program, empty where there is none that git
-    could call; `token` gives the current agent token; `priority` are the variables of `agent.process.priority`, which
-    whoever starts a command takes out again; `bin_dir` is where scripts put programs for later commands. All of it
-    looks at files: call it in a thread.
+    could call; `token` gives the current agent token, None keeps it from commands; `priority` are the variables of
+    `agent.process.priority`, which whoever starts a command takes out again; `bin_dir` is where scripts put programs
+    for later commands. All of it looks at files: call it in a thread.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class CommandEnvironment:
         process: Mapping[str, str],
         executable: str,
         bin_dir: Path,
-        token: Callable[[], str],
+        token: Callable[[], str] | None,
         priority: Mapping[str, str] | None = None,
         passwd: Path = Path("/etc/passwd"),
         user: str | None = None,
@@ -86,9 +86,10 @@ class CommandEnvironment:
             "CODER_WORKSPACE_AGENT_NAME": manifest.agent_name,
             "CODER_WORKSPACE_OWNER_NAME": manifest.owner_name,
             "CODER_WORKSPACE_ID": str(manifest.workspace_id),
-            "CODER_AGENT_TOKEN": self._token(),
             "CS_DISABLE_GETTING_STARTED_OVERRIDE": "true",
         }
+        if self._token is not None:
+            result["CODER_AGENT_TOKEN"] = self._token()
         if self._executable:
             result["GIT_SSH_COMMAND"] = f"{shlex.quote(self._executable)} gitssh --"  # git gives it to a shell
         if manifest.vscode_proxy_uri:

@@ -220,6 +220,9 @@ class RotatingFile:
         if not stat.S_ISREG(status.st_mode):
             os.close(descriptor)
             raise OSError(0, "it is not a regular file", str(self.path))
+        if status.st_uid != os.geteuid():
+            os.close(descriptor)
+            raise OSError(0, f"it belongs to user {status.st_uid}, who could read the log: remove it", str(self.path))
         self._descriptor, self._size, self._mode = descriptor, status.st_size, stat.S_IMODE(status.st_mode)
 
     def _rotate(self) -> None:

@@ -134,6 +134,8 @@ OPTIONS = (
     Option("--agent-token", "CODER_AGENT_TOKEN", str, "", "Token of this agent. A file is safer."),
     Option("--agent-token-file", "CODER_AGENT_TOKEN_FILE", str, "",
            "File with the token, used where no token is given; read again before each connection."),
+    Option("--token-in-environment", "CODER_AGENT_TOKEN_IN_ENVIRONMENT", parse_bool, "true",
+           "Give commands the token as CODER_AGENT_TOKEN; if false, git and other helpers need a token file."),
     Option("--auth", "CODER_AGENT_AUTH", parse_auth, "token",
            "How the agent proves who it is: token, a cloud's instance identity, or auto."),
     Option("--agent-name", "CODER_AGENT_NAME", str, "", "Picks one of several agents of a cloud instance."),

@@ -310,3 +310,60 @@ scripts:
     assert code == 0, text
     assert (await asyncio.to_thread(seen.read_text)).split() == expected
     assert os.getpriority(os.PRIO_PROCESS, agent.pid) == own_nice
+
+
+async def test_commands_do_without_the_token_where_the_owner_says_so(place: Place) -> None:
+    seen = place.path / "seen"
+    created = await place.deployment.create_agent(
+        f"name: quiet\nscripts:\n  - display_name: look\n    run_on_start: true\n    script: env > {seen}\n"
+    )
+    token = (await asyncio.to_thread(created.token_file.read_text)).strip()
+    agent = place.deployment.agent(created, "--token-in-environment=false")
+    await agent.start()
+    code, text = await place.run("status", "--wait", "ready", "--socket", str(place.path / "quiet.sock"))
+    assert code == 0, text
+    environment = await asyncio.to_thread(seen.read_text)
+    assert token not in environment
+    assert "CODER_AGENT_TOKEN=" not in environment
+    assert f"CODER_AGENT_TOKEN_FILE={created.token_file}\n" in environment
+    assert f"CODER_AGENT_STATUS_SOCKET={place.path / 'quiet.sock'}\n" in environment
+
+
+@pytest.mark.spec("daemon", 54)
+@pytest.mark.parametrize("planted", ["links", "foreign"])
+async def test_what_others_planted_in_the_temporary_directory_is_refused(place: Place, planted: str) -> None:
+    """Everything at its default place in a directory that everybody may write to."""
+    if planted == "foreign" and os.geteuid() != 0:
+        pytest.skip("only root can give files away")
+    shared, victim = place.path / "shared", place.path / "victim"
+    shared.mkdir(mode=0o1777)
+    victim.mkdir()
+    names = ["coder-agent.log", "coder-script-data", "coder-script.log"]
+    for name in names:
+        if planted == "links":
+            (shared / name).symlink_to(victim / name)
+        elif name.endswith(".log"):
+            (shared / name).write_text("")
+            os.chown(shared / name, 12345, 12345)
+        else:
+            (shared / name).mkdir(mode=0o777)
+            os.chown(shared / name, 12345, 12345)
+    created = await place.deployment.create_agent(
+        "name: careful\nscripts:\n  - display_name: talk\n    run_on_start: true\n    log_path: coder-script.log\n"
+        "    script: echo here\n"
+    )
+    agent = place.deployment.agent(
+        created, f"--log-dir={shared}", f"--script-data-dir={shared}", environment={"TMPDIR": str(shared)}
+    )
+    await agent.start()
+    await place.run("status", "--wait", "ready", "--socket", str(place.path / "careful.sock"))
+    status = json.loads((await place.run("status", "--json", "--socket", str(place.path / "careful.sock")))[1])
+    assert status["lifecycle"] == "start_error"
+    assert list(victim.iterdir()) == []
+    for name in names:
+        path = shared / name
+        if planted == "links":
+            assert path.is_symlink()
+        else:
+            assert path.stat().st_uid == 12345
+            assert not (list(path.iterdir()) if path.is_dir() else path.read_text())
