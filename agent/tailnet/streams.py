@@ -72,13 +72,16 @@ class TailnetStream:
     async def sent(self, most: int) -> None:
         """Wait until at most `most` bytes of what was written wait because the peer or the network takes no more now.
 
-        Whoever writes only then has little queued in front of what it writes next, and loses no speed.
+        Whoever writes only then has little queued in front of what it writes next, and loses no speed. Raises
+        `TcpError` when the connection broke before that.
         """
         while self._connection.backlog() > most and not self._ended:
             self._check_writable()
             self._writable.clear()
             self._connection.await_backlog(most)
             await self._writable.wait()
+        if self._error is not None:
+            raise self._error
 
     def allow(self, total: int) -> None:
         """Let the peer send `total` bytes in all, counted from the connection's beginning; never less than before.

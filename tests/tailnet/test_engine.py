@@ -166,3 +166,50 @@ async def test_garbage_costs_little_and_does_nothing(clock: ManualClock) -> None
         assert await a.engine.ping(b.address) == 0
         assert b.engine.counters.unbound
         assert b.engine.counters.unknown_relayed
+
+
+async def test_a_peer_sends_what_it_is_allowed_and_knows_what_waits_for_more(clock: ManualClock) -> None:
+    async with pair(clock) as (a, b):
+        written: list[int] = []
+
+        async def print_much(stream: TailnetStream) -> None:
+            for _ in range(100):
+                await stream.write(bytes(10_000))
+                await stream.sent(4000)
+                written.append(10_000)
+            stream.close()
+
+        b.handler = print_much
+        stream = a.engine.dial(b.address, 7, allowed=16_384)
+        await stream.connected()
+        allowed, received, at_end = 16_384, 0, False
+        for _ in range(1000):
+            for _ in range(3):
+                await clock.advance(0.01)
+            while stream._connection.readable:
+                received += len(await stream.read())
+            assert received <= allowed
+            assert received > allowed - 4096 or sum(written) == 1_000_000
+            assert sum(written) <= allowed + 4000
+            if at_end := received == 1_000_000:
+                break
+            allowed += 5000
+            stream.allow(allowed)
+            stream.allow(1)  # what was allowed is not taken back
+        assert at_end
+        assert await stream.read() == b""
+
+
+async def test_who_waits_for_a_broken_connection_to_send_is_told(clock: ManualClock) -> None:
+    async with pair(clock) as (a, b):
+        b.handler = lambda stream: None
+        stream = a.engine.dial(b.address, 7)
+        await stream.connected()
+        a.net.relays = False
+        await stream.write(bytes(1_000_000))
+        waiting = asyncio.ensure_future(stream.sent(0))
+        await settle()
+        assert not waiting.done()
+        stream.abort()
+        with pytest.raises(TcpError):
+            await waiting
