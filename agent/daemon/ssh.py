@@ -56,6 +56,7 @@ class Ssh:
         self._named = asyncio.Event()
         self._making: asyncio.Task[SshServer] | None = None
         self._server: SshServer | None = None
+        self._closed = False
 
     @property
     def counters(self) -> Counters | None:
@@ -80,6 +81,8 @@ class Ssh:
 
     async def serve(self, stream: TailnetStream) -> None:
         """One connection to port 1 or 22."""
+        if self._closed:
+            return
         if self._making is None:
             self._making = asyncio.create_task(self._make(), name="SSH server")
         server = await asyncio.shield(self._making)
@@ -87,6 +90,7 @@ class Ssh:
 
     async def aclose(self) -> None:
         """End every connection, within some seconds. Idempotent."""
+        self._closed = True
         if self._making is not None:
             server = await asyncio.shield(self._making)
             await server.aclose()

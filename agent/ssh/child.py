@@ -71,10 +71,6 @@ class Child:
         """The exit status once it ended, negative for a signal."""
         return self._process.returncode
 
-    def duplicate_master(self) -> int:
-        """Another descriptor of the terminal. Raises `OSError`."""
-        return os.dup(self.master)
-
     def signal(self, number: int) -> None:
         """To the process alone. Raises `OSError`."""
         self._process.send_signal(number)  # not if it was reaped

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -63,6 +64,7 @@ class CommandWork:
         self._requested = requested
         self._started = started
         self._ended = ended
+        self._agent = channel.get_agent_path()
         self._child: Child | None = None
         self._sink: Sink | None = None
         self._sources: list[Source] = []
@@ -77,10 +79,10 @@ class CommandWork:
         """The exit status, negative for a signal. Raises `StartError` and what making the command raises."""
         child = self._child = await start(self._prepare)
         self._started(child)
-        self._connect(child)
-        for number in self._signals:
-            self._send(number)
         try:
+            self._connect(child)
+            for number in self._signals:
+                self._send(number)
             await child.exited.wait()
             for source in self._sources:
                 await source.ended.wait()
@@ -141,8 +143,8 @@ class CommandWork:
     def _prepare(self) -> Job:
         """Called in a thread."""
         environment = self._context.environment(self._requested)
-        if agent := self._channel.get_agent_path():
-            environment["SSH_AUTH_SOCK"] = agent
+        if self._agent is not None:
+            environment["SSH_AUTH_SOCK"] = self._agent
         command = build_command(self._script, self._context.shell())
         return Job(command, self._context.directory(), environment, self._terminal)
 
@@ -150,8 +152,13 @@ class CommandWork:
         pause, resume = self._channel.pause_reading, self._channel.resume_reading
         if child.master >= 0:
             # One descriptor for each direction: each is closed by who uses it.
+            try:
+                second = os.dup(child.master)
+            except OSError:
+                os.close(child.master)  # hangs it up
+                raise
             self._sources = [Source(child.master, self._write)]
-            self._sink = Sink(child.duplicate_master(), pause, resume, tty=True)
+            self._sink = Sink(second, pause, resume, tty=True)
         else:
             self._sources = [Source(child.stdout, self._write), Source(child.stderr, self._write_error)]
             self._sink = Sink(child.stdin, pause, resume, tty=False)

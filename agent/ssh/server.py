@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
+import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Final, Protocol
@@ -73,6 +74,7 @@ class SshServer:
         self._sessions: dict[asyncio.Task[None], Session] = {}
         self._children: dict[Child, bool] = {}
         self._closed = False
+        asyncssh.set_log_level(logging.WARNING)  # it has a line for every channel, and some with what is secret
 
     @property
     def connections(self) -> int:
@@ -94,6 +96,8 @@ class SshServer:
     async def aclose(self) -> None:
         """Close every session without an exit status, hang up commands, and wait some seconds for them. Idempotent."""
         self._closed = True
+        if self._connection_options is not None:
+            self._connection_options.cancel()
         for session in list(self._sessions.values()):
             session.close()
         for transport in list(self._connections):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -15,7 +16,7 @@ from agent.clock import Clock
 from agent.ssh import transfer
 from agent.ssh.channel import SessionChannel
 from agent.ssh.child import Child, StartError, TerminalRequest
-from agent.ssh.command import AGENT_FAILURE, SIGNALLED, CommandContext, CommandWork
+from agent.ssh.command import AGENT_FAILURE, SIGNALLED, STDERR, CommandContext, CommandWork
 from agent.ssh.counters import Counters, Kind, SessionReports
 from agent.ssh.environment import Requested
 from agent.ssh.forwarding import UnixSockets
@@ -181,9 +182,9 @@ class Session(_ServerSession):
     # ---- what becomes of it
 
     def close(self) -> None:
-        """Close the channel without an exit status: the agent ends."""
-        self._gone = True
+        """Close the channel without an exit status: the agent ends, or its display is another's now."""
         self._channel.abort()
+        self.connection_lost(None)  # the client may never close its side
 
     async def _serve(self) -> None:
         kind, terminal = self._requested.kind, self._terminal is not None
@@ -213,7 +214,7 @@ class Session(_ServerSession):
     async def _outcome(self) -> Outcome:
         if self._services.options.block_file_transfer and self._transfers():
             if not isinstance(self._work, SftpWork):  # its client would take the text for an answer
-                self._channel.write(transfer.REFUSAL)
+                self._write(transfer.REFUSAL)
             return Outcome(transfer.STATUS, "file transfer blocked")
         if isinstance(self._work, SftpWork):
             return await self._transfer(self._work)
@@ -275,19 +276,20 @@ class Session(_ServerSession):
             self._error("motd")
             _log().warning("the message of the day cannot be shown", error=error)
             return
-        if not self._gone:
-            self._channel.write(text)
+        self._write(text)
 
     def _child_started(self, child: Child) -> None:
         self._opener.child_started(child, terminal=self._terminal is not None)
 
     def _tell(self, text: str) -> None:
-        if self._gone:
-            return
         if self._terminal is not None:
-            self._channel.write(text.replace("\n", "\r\n").encode("utf-8", "replace"))
+            self._write(text.replace("\n", "\r\n").encode("utf-8", "replace"))
         else:
-            self._channel.write_stderr(text.encode("utf-8", "replace"))
+            self._write(text.encode("utf-8", "replace"), STDERR)
+
+    def _write(self, data: bytes, datatype: int | None = None) -> None:
+        with contextlib.suppress(BrokenPipeError):  # the client has closed the channel
+            self._channel.write(data, datatype)
 
     def _error(self, what: str) -> None:
         self._services.counters.error(self._requested.kind, self._terminal is not None, what)

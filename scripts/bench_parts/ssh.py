@@ -1,5 +1,5 @@
-"""SSH into a workspace with OpenSSH: agent, node of the client and `ssh` are processes of their own. Beside it, a server
-of plain asyncssh on loopback TCP in the same run."""
+"""SSH into a workspace with OpenSSH; agent, the client's node and `ssh` are processes of their own.
+Beside it, a server of plain asyncssh on loopback TCP in the same run."""
 
 from __future__ import annotations
 
@@ -203,14 +203,15 @@ async def measure(*, size: int = SIZE, runs: int = RUNS, sessions: int = SESSION
 
 async def _look(name: str, road: _Road, size: int, runs: int, sessions: int) -> dict[str, float]:
     figures = {
-        f"download MB/s, {name}": max([await road.download(size) for _ in range(runs)]),
-        f"upload MB/s, {name}": max([await road.upload(size) for _ in range(runs)]),
         f"first byte ms, {name}": statistics.median([await road.first_byte() for _ in range(FIRST)]) * 1e3,
     }
-    if sessions:
+    if sessions:  # before the bulk leaves memory that can be used again
         during, after = await road.memory(sessions)
         figures |= {f"{sessions} connections MB, {name}": during, f"after them MB, {name}": after}
-    return figures
+    return figures | {
+        f"download MB/s, {name}": max([await road.download(size) for _ in range(runs)]),
+        f"upload MB/s, {name}": max([await road.upload(size) for _ in range(runs)]),
+    }
 
 
 if __name__ == "__main__":
