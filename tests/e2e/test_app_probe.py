@@ -50,6 +50,7 @@ async def test_what_cannot_be_asked_raises(url: str) -> None:
             await probe(url)
 
 
+@pytest.mark.spec("daemon", 40)
 @pytest.mark.spec("agent-api", 35)
 async def test_a_hanging_app_becomes_unhealthy_within_its_intervals() -> None:
     async def hang(_: web.Request) -> web.StreamResponse:

@@ -130,6 +130,7 @@ async def test_a_change_is_reported_on_the_next_second_with_all_that_is_known(
     assert len(api.requests) == 1
 
 
+@pytest.mark.spec("daemon", 40)
 @pytest.mark.spec("agent-api", 35)
 async def test_threshold_1_takes_two_failures(start: Start, clock: ManualClock, apps: Apps) -> None:
     api = FakeApi()
@@ -141,6 +142,7 @@ async def test_threshold_1_takes_two_failures(start: Start, clock: ManualClock, 
     assert [healths(request)[A] for request in api.requests] == [pb.UNHEALTHY]
 
 
+@pytest.mark.spec("daemon", 40)
 @pytest.mark.spec("agent-api", 35)
 async def test_404_is_healthy(start: Start, clock: ManualClock, apps: Apps) -> None:
     api = FakeApi()
@@ -150,6 +152,7 @@ async def test_404_is_healthy(start: Start, clock: ManualClock, apps: Apps) -> N
     assert healths(api.requests[0]) == {A: pb.HEALTHY}
 
 
+@pytest.mark.spec("daemon", 40)
 async def test_a_success_forgives_the_failures(start: Start, clock: ManualClock, apps: Apps) -> None:
     api = FakeApi()
     start(api, app(A, threshold=1, health=pb.WorkspaceApp.HEALTHY))
@@ -174,6 +177,7 @@ async def test_whatever_gives_no_status_is_a_failure(
     assert [time for time, url in apps.checks if url == "http://a"] == [5, 10, 15, 20]
 
 
+@pytest.mark.spec("daemon", 40)
 async def test_a_rejected_report_is_repeated_on_the_next_second_then_more_slowly(
     start: Start, clock: ManualClock, apps: Apps
 ) -> None:

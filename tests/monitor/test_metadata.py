@@ -128,6 +128,7 @@ async def test_collection_starts_at_once_and_the_report_comes_after_a_second(
     assert entry.result.collected_at.ToNanoseconds() == wall
 
 
+@pytest.mark.spec("daemon", 39)
 async def test_keys_are_collected_at_their_intervals(commands: Commands, start: Start, clock: ManualClock) -> None:
     start(FakeApi(), item("once", 0), item("two", 2), item("five", 5))
     await clock.advance(11)
@@ -158,6 +159,7 @@ async def test_a_key_never_runs_twice_at_a_time(commands: Commands, start: Start
     assert commands.times("a") == [0, 5, 10]
 
 
+@pytest.mark.spec("daemon", 39)
 async def test_a_slow_key_holds_up_no_other(commands: Commands, start: Start, clock: ManualClock) -> None:
     def ending(script: str) -> Outcome:
         return Outcome(b"", 0, 0, timed_out=False)
@@ -177,6 +179,7 @@ async def test_a_slow_key_holds_up_no_other(commands: Commands, start: Start, cl
     assert commands.times("quick") == [0, 1, 2, 3]
 
 
+@pytest.mark.spec("daemon", 39)
 async def test_limits(commands: Commands, start: Start, clock: ManualClock) -> None:
     start(FakeApi(), item("timeout", 10, 4), item("interval", 10), item("neither", 0))
     await settle()
@@ -191,6 +194,7 @@ def test_durations_are_seconds_in_the_nanosecond_count() -> None:
     assert (description.interval, description.timeout) == (10, 1)
 
 
+@pytest.mark.spec("daemon", 39)
 async def test_at_most_one_report_is_in_flight(commands: Commands, start: Start, clock: ManualClock) -> None:
     api = FakeApi()
     commands.takes = 0.1
@@ -283,6 +287,7 @@ async def test_a_bad_shebang_is_its_keys_error(start: Start, clock: ManualClock)
     assert api.requests[0].metadata[0].result.error.startswith("create cmd: empty shebang")
 
 
+@pytest.mark.spec("daemon", 39)
 async def test_a_real_command_runs_in_the_agents_environment(start: Start, clock: ManualClock) -> None:
     api = FakeApi()
     done = asyncio.Event()
@@ -296,6 +301,7 @@ async def test_a_real_command_runs_in_the_agents_environment(start: Start, clock
     assert result.error == "run cmd: exit status 2"
 
 
+@pytest.mark.spec("daemon", 39)
 @pytest.mark.parametrize(
     ("outcome", "text"),
     [
