@@ -22,7 +22,7 @@ from agent.protocol.tcp import (
     Writable,
 )
 from agent.protocol.tcp.segment import ACK, FIN, MASK, RST, SYN, build, syn_options
-from tests.protocol.tcp.link import PORT, A, B, Network, steady
+from tests.protocol.tcp.link import PORT, A, B, Network, Rough, steady
 
 
 def flags_of(packet: bytes) -> int:
@@ -592,3 +592,23 @@ def test_whoever_awaits_it_is_told_once_when_all_is_acknowledged() -> None:
     net.flush()
     net.run(seconds=5)
     assert net.a.events.count(Writable(a)) == 1
+
+
+@pytest.mark.parametrize("loss", [0.0, 0.1])
+@pytest.mark.parametrize("window", [4096, 20_000])
+def test_an_allowance_that_is_lost_on_its_way_stops_nothing(loss: float, window: int) -> None:
+    data = bytes(200_000)
+    net = Network(Rough(delay=0.005, loss=loss, seed=1), Rough(delay=0.005, loss=loss, seed=2), Limits(retries=40))
+    reader = net.connect(b"", data, shut=False)
+    net.b.shut_when_sent = True
+    reader.allow(window)
+    began = net.now
+    while len(net.a.received) < len(data):
+        received = len(net.a.received)
+        if not net.step(net.now + 0.01):
+            net.now += 0.01
+        if len(net.a.received) > received:
+            assert len(net.a.received) <= received + window
+            reader.allow(len(net.a.received) + window)
+        assert net.now < began + 60
+    assert loss or net.now < began + 2
