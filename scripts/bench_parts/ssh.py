@@ -22,8 +22,8 @@ import psutil
 from agent.testing.deployment import Deployment
 from agent.testing.processes import Component
 
-SIZE = 100_000_000
-RUNS = 3
+SIZE = 60_000_000
+RUNS = 2
 FIRST = 10
 SESSIONS = 100
 

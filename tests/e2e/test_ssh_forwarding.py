@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import asyncssh
@@ -18,6 +19,7 @@ from asyncssh.constants import MSG_REQUEST_SUCCESS
 
 from agent.ssh.counters import Kind
 from agent.ssh.options import Options
+from agent.ssh.x11 import BASE_PORT, FIRST_DISPLAY, LAST_DISPLAY, Display, X11Request, parse_authority
 from tests.e2e.ssh_client import Clients, clients, free_port
 from tests.ssh.support import until
 
@@ -243,3 +245,38 @@ async def test_a_client_that_half_closes_is_gone_within_a_second(tmp_path: Path)
             assert not _is_free(port)
             client.get_extra_info("socket").shutdown(socket.SHUT_WR)
             await until(lambda: _is_free(port) and c.host.server.connections == 0, 1.0)
+
+
+async def test_when_displays_run_out_the_one_least_used_is_taken(tmp_path: Path) -> None:
+    async with clients(tmp_path) as c, c.host.client():
+        (connection,) = c.host.connections()
+        displays = c.host.server.displays
+        evicted: list[int] = []
+        request = X11Request(False, b"MIT-MAGIC-COOKIE-1", os.urandom(16), 0)
+        opened: list[Display] = []
+        while not evicted:
+            assert len(opened) <= LAST_DISPLAY - FIRST_DISPLAY + 1
+            number = len(opened)
+            opened.append(await displays.open(connection, request, partial(evicted.append, number)))
+            if number == 1:
+                # The first one is used: the second one is now the least recently used.
+                _, writer = await asyncio.open_connection("127.0.0.1", BASE_PORT + opened[0].number)
+                await until(lambda: next(iter(displays._open.values())) is opened[1])
+                writer.close()
+        assert evicted == [1]
+        assert opened[-1].number == opened[1].number
+        entries = list(parse_authority((c.home / ".Xauthority").read_bytes()))
+        assert len(entries) == len({display.number for display in opened})
+        for display in opened:
+            displays.close(display)
+
+
+async def test_a_single_connection_is_the_only_one(tmp_path: Path) -> None:
+    async with clients(tmp_path) as c, c.host.client():
+        (connection,) = c.host.connections()
+        request = X11Request(True, b"MIT-MAGIC-COOKIE-1", os.urandom(16), 0)
+        display = await c.host.server.displays.open(connection, request, lambda: None)
+        port = BASE_PORT + display.number
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        await until(lambda: _is_free(port))
+        writer.close()
