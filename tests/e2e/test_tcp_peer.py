@@ -328,7 +328,7 @@ async def test_we_do_not_read_for_a_while(link: Link) -> None:
     connection = await link.connect(19)
     await link.send(connection, b"%d\n" % size)
     await asyncio.sleep(2.5)
-    assert connection.readable > 4_000_000
+    assert connection.readable > 500_000, "the window is full"
     assert await link.receive(connection) == pattern(size)
 
 

@@ -215,7 +215,7 @@ class Connection(Speech):
         else:
             self._scaled = False
             self._send_scale = self._receive_scale = 0
-            self._receiver.limit = min(self._receiver.limit, MAX_FIELD)
+            self._receiver.restrict(MAX_FIELD)
         self._receiver.edge = 1 + self._first_window
         self._sender.start(mss - _STAMP_BYTES if self._stamped else mss, self._stamped, window)
 
@@ -475,6 +475,7 @@ class Connection(Speech):
         if self.state is _CLOSED:
             return
         self._sender.settle(now)
+        self._receiver.adapt(self._sender.trip.minimum, now)
         self._tell()
         if self._sender.take_writable():
             self._shared.events.append(Writable(self))

@@ -13,6 +13,14 @@ _ROUND_SAMPLES = 8
 _CAUTIOUS_DIVISOR = 4
 _CAUTIOUS_ROUNDS = 5
 
+_NEAR_RTT = 0.004
+"""Seconds. On a way that is no longer than this, no router drops what is too much: it waits in the sockets of programs
+that have no processor left, with everything else that goes the same way."""
+_NEAR_WAIT = 0.003
+"""So long it may wait there."""
+_NEAR_WINDOW = 256 * 1024
+"""What may always be in flight on a near way: less would leave a program idle that gets its turn late."""
+
 Snapshot = tuple[float, float, float, float]
 
 
@@ -59,8 +67,14 @@ class Cubic:
         """Whether the window doubles with every round trip."""
         return self.cwnd < self.ssthresh
 
-    def on_ack(self, acked: int, una: int, nxt: int, rtt: float, now: float) -> None:
-        """`acked` new bytes arrived while the window was the limit; `rtt` is the smoothed round trip time."""
+    def on_ack(self, acked: int, una: int, nxt: int, rtt: float, least_rtt: float, now: float) -> None:
+        """`acked` new bytes arrived while the window was the limit; `rtt` is the smoothed round trip time, `least_rtt`
+        the shortest there was."""
+        if least_rtt < _NEAR_RTT and rtt > least_rtt + _NEAR_WAIT and self.cwnd > _NEAR_WINDOW:
+            if una >= self._round_end:
+                self._round_end = nxt
+                self._fit(least_rtt + _NEAR_WAIT, rtt)
+            return
         if self.cwnd < self.ssthresh:
             self.cwnd += acked / _CAUTIOUS_DIVISOR if self._cautious else acked
             if una >= self._round_end:
@@ -68,6 +82,13 @@ class Cubic:
         else:
             self._avoid(acked, rtt, now)
         self.cwnd = min(self.cwnd, self._limit)
+
+    def _fit(self, wanted: float, rtt: float) -> None:
+        """Shrink to what would have brought a round trip of `wanted` seconds instead of `rtt`."""
+        self.cwnd = self.ssthresh = max(self.cwnd * max(wanted / rtt, _BETA), float(_NEAR_WINDOW))
+        self._w_max = self.cwnd
+        self._epoch = -1.0
+        self._cautious = 0
 
     def on_rtt(self, rtt: float) -> None:
         """A sample of the round trip time: slow start ends when it rises, which is before packets are dropped."""

@@ -315,9 +315,9 @@ class Flight:
             cubic = self.cubic
             if cubic.slow_start:
                 if 2 * self._peak >= cubic.cwnd:
-                    cubic.on_ack(self._acked, self.una, self.nxt, self.trip.smoothed, now)
+                    cubic.on_ack(self._acked, self.una, self.nxt, self.trip.smoothed, self.trip.minimum, now)
             elif self._recovery is None and self._peak + 2 * self.mss >= cubic.cwnd:
-                cubic.on_ack(self._acked, self.una, self.nxt, self.trip.smoothed, now)
+                cubic.on_ack(self._acked, self.una, self.nxt, self.trip.smoothed, self.trip.minimum, now)
             self._acked = 0
             self._peak = self._pipe
         flight = self._flight

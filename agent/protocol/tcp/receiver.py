@@ -13,6 +13,18 @@ from operator import attrgetter
 MAX_PIECES = 4096
 """Pieces kept out of order; a window of full segments has fewer. Beyond it a segment counts as lost."""
 MAX_BLOCKS = 3
+_FIRST = 1024 * 1024
+"""The window before anything is known of the way."""
+_LEAST = 512 * 1024
+_SPELL = 0.02
+"""Seconds over which arrivals are counted at least; a longer way counts for its round trip …"""
+_SILENCE = 8
+"""… and what took so many times that is no stream, and says nothing."""
+_WAIT = 0.004
+"""Seconds that bytes may wait between the peer and us, beyond the way itself, before a window is too large: they wait
+with everything else that goes the same way, and what no socket can hold is lost."""
+_AHEAD = 4
+"""The window in what arrives meanwhile: a peer doubles what it sends with each round trip."""
 _SMALL = 512
 _JOINED = 4096
 
@@ -38,9 +50,12 @@ class Receiver:
         "_chunks",
         "_consumed",
         "_duplicate",
+        "_most",
         "_pieces",
         "_ranges",
         "_recent",
+        "_spell_at",
+        "_spell_from",
         "allowed",
         "buffered",
         "edge",
@@ -49,17 +64,20 @@ class Receiver:
     )
 
     def __init__(self, limit: int) -> None:
-        """`limit`: bytes that may wait unread."""
-        self.limit = limit
+        """`limit`: bytes that may wait unread, at most."""
+        self._most = limit
+        self.limit = min(limit, _FIRST)
+        """The window: it follows what arrives (`adapt`)."""
         self.allowed = sys.maxsize
         """The position up to which the peer may send whatever room there is; it never falls."""
         self.nxt = 1
         """The next position in order."""
-        self.edge = 1 + limit
+        self.edge = 1 + self.limit
         """The right edge of the window that the peer was told last."""
         self.buffered = 0
         """Bytes in order and unread."""
         self._consumed = 1
+        self._spell_at, self._spell_from = 0.0, 1
         self._chunks: deque[bytes] = deque()
         self._ranges: list[_Range] = []
         self._recent: list[_Range] = []
@@ -74,7 +92,30 @@ class Receiver:
     @property
     def last_acceptable(self) -> int:
         """The position behind the last byte that the peer may send."""
-        return min(self._consumed + self.limit, self.allowed)
+        # A window that was announced is not taken back.
+        return max(self.edge, min(self._consumed + self.limit, self.allowed))
+
+    @property
+    def first_window(self) -> int:
+        """Bytes that the peer may be offered before anything was announced."""
+        return min(self.limit, self.allowed - 1)
+
+    def restrict(self, most: int) -> None:
+        """The peer understands no larger windows than `most`."""
+        self._most = min(self._most, most)
+        self.limit = min(self.limit, most)
+
+    def adapt(self, way: float, now: float) -> None:
+        """A batch has arrived over a way with round trips of `way` seconds when nothing waits: once in a while, make
+        the window as large as that way needs, and no larger."""
+        spell = way if way > _SPELL else _SPELL
+        passed = now - self._spell_at
+        if passed < spell:
+            return
+        if passed < _SILENCE * spell:
+            wanted = _AHEAD * (self.nxt - self._spell_from) * (way + _WAIT) / passed
+            self.limit = min(self._most, max(int(wanted), _LEAST, self.limit * 3 // 4))
+        self._spell_at, self._spell_from = now, self.nxt
 
     def window(self, mss: int) -> int:
         """Bytes to announce. The edge moves by a segment or half the buffer at least: no silly windows."""

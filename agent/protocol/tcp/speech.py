@@ -104,7 +104,7 @@ class Speech(Endpoints):
     @property
     def _first_window(self) -> int:
         """What a SYN announces; it is never scaled."""
-        return min(self._receiver.last_acceptable - 1, MAX_FIELD)
+        return min(self._receiver.first_window, MAX_FIELD)
 
     def _window_field(self) -> int:
         return min(self._receiver.window(self._shared.mss) >> self._receive_scale, MAX_FIELD)
