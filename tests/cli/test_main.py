@@ -98,7 +98,8 @@ def test_mistakes_are_printed_and_end_with_exit_code_1(runner: CliRunner) -> Non
     result = runner.invoke(cli.main, ["agent", "--auth", "magic"])
     assert result.exit_code == 1
     assert result.output.splitlines() == [
-        "error: --auth: unknown agent auth type: magic; use token",
+        "error: --auth: unknown agent auth type: magic; use token, aws-instance-identity, azure-instance-identity, "
+        "google-instance-identity or auto",
         "error: CODER_AGENT_URL must be set",
     ]
 
