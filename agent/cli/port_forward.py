@@ -28,6 +28,7 @@ def port_forward(agent: str, tcp: tuple[str, ...], udp: tuple[str, ...], as_json
 
 async def _forward(agent: str, tcp: tuple[str, ...], udp: tuple[str, ...], as_json: bool) -> None:
     from agent.clock import SystemClock
+    from agent.server.open_files import allow_many
     from agent.tailnet.port_forward import ForwardError, PortForwarder, parse
 
     asked: tuple[tuple[Literal["tcp", "udp"], tuple[str, ...]], ...] = (("tcp", tcp), ("udp", udp))
@@ -42,6 +43,7 @@ async def _forward(agent: str, tcp: tuple[str, ...], udp: tuple[str, ...], as_js
         else:
             click.echo(click.style(f"{agent}: {text}", fg="yellow"), err=True)
 
+    allow_many()  # every connection is one
     async with connected(agent) as connection:
         forwarder = PortForwarder(connection.dial, connection.tailnet, connection.address, SystemClock(), told)
         try:

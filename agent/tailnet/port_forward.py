@@ -12,19 +12,20 @@ from typing import Final, Literal, Protocol, cast
 
 from agent.clock import Clock
 from agent.protocol.ip import MAX_UDP_PAYLOAD, Datagram
-from agent.tailnet.forward import join, reset
+from agent.tailnet.forward import join, reset, share_of_files
 from agent.tailnet.streams import TailnetStream
 from agent.tailnet.tailnet import TailnetError
 
 LOOPBACK: Final = "127.0.0.1"
 MAX_FORWARDS: Final = 1024
 MAX_CONNECTIONS: Final = 4096
-"""TCP connections at one time, over all forwards."""
+"""TCP connections at one time, over all forwards; fewer where this process may open few files."""
 MAX_FLOWS: Final = 1024
 """Local UDP senders at one time, for each forward."""
 UDP_IDLE: Final = 120.0
 CHUNK: Final = 262_144
 BACKLOG: Final = 256
+"""Connections that wait to be accepted, and are accepted in one go; fewer in the same way."""
 
 _SPEC: Final = re.compile(
     r"(?:(?P<host>\[[0-9A-Fa-f:.]+\]|[\w.-]*[^\W\d][\w.-]*|\d+(?:\.\d+){3}):)?"
@@ -106,6 +107,9 @@ class PortForwarder:
         self._servers: list[asyncio.Server] = []
         self._datagrams: list[_UdpForward] = []
         self._connections: set[asyncio.Task[None]] = set()
+        # The others are for what listens, for relays, and for connections on their way to being refused.
+        self._most = min(MAX_CONNECTIONS, share_of_files(2))
+        self._backlog = min(BACKLOG, max(share_of_files(16), 1))
         self._broken: set[int] = set()
         self._crowded = False
 
@@ -145,11 +149,11 @@ class PortForwarder:
 
     async def _open_tcp(self, forward: Forward) -> Forward:
         def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            if len(self._connections) >= MAX_CONNECTIONS:
+            if len(self._connections) >= self._most:
                 reset(writer)
                 if not self._crowded:
                     self._crowded = True
-                    self._told(f"there are {MAX_CONNECTIONS} connections: more are refused until some have ended")
+                    self._told(f"there are {self._most} connections: more are refused until some have ended")
                 return
             task = asyncio.create_task(self._serve(forward.remote, reader, writer), name=f"forward {forward}")
             self._connections.add(task)
@@ -157,7 +161,7 @@ class PortForwarder:
 
         try:
             server = await asyncio.start_server(
-                accepted, forward.host, forward.local, limit=CHUNK, backlog=BACKLOG, family=_family(forward.host)
+                accepted, forward.host, forward.local, limit=CHUNK, backlog=self._backlog, family=_family(forward.host)
             )
         except OSError as error:
             raise _cannot_listen(forward, error) from error

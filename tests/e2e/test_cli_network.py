@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import json
 import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -57,8 +58,12 @@ class World:
         self.created = created
         self.commands: list[Command] = []
 
-    async def command(self, *arguments: str, **environment: str) -> Command:
+    async def command(
+        self, *arguments: str, environment: Mapping[str, str] | None = None, open_files: int = 0
+    ) -> Command:
+        limit = ["prlimit", f"--nofile={open_files}"] if open_files else []
         process = await asyncio.create_subprocess_exec(
+            *limit,
             sys.executable,
             "-m",
             "agent",
@@ -71,15 +76,15 @@ class World:
                 **os.environ,
                 "CODER_URL": self.running.url,
                 "CODER_SESSION_TOKEN": self.running.token,
-                **environment,
+                **(environment or {}),
             },
         )
         self.commands.append(Command(process))
         return self.commands[-1]
 
-    async def forward(self, *arguments: str) -> tuple[Command, list[int]]:
+    async def forward(self, *arguments: str, open_files: int = 0) -> tuple[Command, list[int]]:
         """A port-forward that listens, and its local ports."""
-        command = await self.command("port-forward", self.created.name, "--json", *arguments)
+        command = await self.command("port-forward", self.created.name, "--json", *arguments, open_files=open_files)
         first = json.loads(await command.line())
         ports = [first["local_port"]]
         while len(ports) < len(arguments) // 2:
@@ -185,7 +190,7 @@ async def test_who_cannot_be_reached_is_named(tmp_path: Path) -> None:
         assert errors.startswith("error: ")
         assert "nobody" in errors
         wrong = {"CODER_SESSION_TOKEN": "0123456789-0123456789012345678901"}
-        _, errors = await (await world.command("ping", created.id, **wrong)).end(1)
+        _, errors = await (await world.command("ping", created.id, environment=wrong)).end(1)
         assert "workspace-agent login" in errors
         # Ctrl-C also ends the wait for an agent that does not come.
         command = await world.command("ping", "away")
@@ -297,6 +302,44 @@ async def test_a_closed_port_is_told_once_and_works_when_it_opens(world: World) 
     command.process.send_signal(signal.SIGTERM)
     output, _ = await command.end()
     assert output == ""
+
+
+async def test_few_open_files_mean_few_connections_and_nothing_else(world: World) -> None:
+    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            while data := await reader.read(100):
+                writer.write(data)
+        writer.close()
+
+    async def attempt(port: int, held: list[asyncio.StreamWriter]) -> bool:
+        """Whether a new connection carries a byte."""
+        # One that is not accepted at once is tried again by the kernel, and may take its time.
+        with contextlib.suppress(ConnectionError, TimeoutError):
+            async with asyncio.timeout(3):
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            held.append(writer)
+            writer.write(b"x")
+            async with asyncio.timeout(3):
+                return await reader.read(1) == b"x"
+        return False
+
+    held: list[asyncio.StreamWriter] = []
+    async with await asyncio.start_server(echo, "127.0.0.1", 0) as server:
+        remote = server.sockets[0].getsockname()[1]
+        command, [port] = await world.forward("--tcp", f"0:{remote}", open_files=64)
+        async with asyncio.timeout(LIMIT):
+            worked = await asyncio.gather(*(attempt(port, held) for _ in range(100)))
+        assert 16 <= sum(worked) <= 32
+        assert json.loads(await command.line())["text"].startswith("there are 32 connections")
+        for writer in held:
+            writer.transport.abort()
+        async with asyncio.timeout(LIMIT):
+            while not await attempt(port, held):
+                await asyncio.sleep(0.05)
+        command.process.send_signal(signal.SIGTERM)
+        _, errors = await command.end()
+        assert "out of system resource" not in errors
+        held[-1].transport.abort()
 
 
 async def test_a_local_port_that_is_taken_is_named_and_nothing_stays_open(world: World) -> None:
