@@ -278,7 +278,7 @@ async def _live(
     )
     metadata = MetadataCollector(context, clock)
     health = AppHealthChecker(clock)
-    traffic = Traffic(lambda: network.tailnet, lambda: terminals.viewers, ssh.sessions, metrics.collect)
+    traffic = Traffic(lambda: network.tailnet, lambda: terminals.viewers, ssh.sessions, metrics.counted)
     routines = [
         Routine("manifest", manifest.run, on_failure=OnFailure.RECONNECT),
         Routine("logs", workspace.send_logs, in_shutdown=InShutdown.STAY),

@@ -1,6 +1,6 @@
 """Everything that the agent counts, under the names of daemon.md §1.9 where it has one.
 
-The same values go to Prometheus, to the debug pages and into the reports of statistics; docs/howto/operations.md lists
+The values go to Prometheus, to the debug pages and into the reports of statistics; docs/howto/operations.md lists
 them.
 """
 
@@ -33,7 +33,7 @@ Source = Callable[[], Iterable[Metric]]
 
 
 class Metrics:
-    """`add` takes what a part of the agent counts; `collect` gives everything as it is now, in that order."""
+    """`add` takes what a part of the agent counts; everything is given as it is now, in that order."""
 
     def __init__(self) -> None:
         self._sources: list[Source] = []
@@ -42,10 +42,14 @@ class Metrics:
         """Each is called on the loop whenever somebody asks, and must not wait."""
         self._sources += sources
 
+    def counted(self) -> list[Metric]:
+        """What the parts count, for reports to the server. The process's own figures are none of its business, and
+        would have the names of the server's own in its metrics."""
+        return [metric for source in self._sources for metric in source()]
+
     async def collect(self) -> list[Metric]:
-        """The process's own figures come last: they are read from files."""
-        metrics = [metric for source in self._sources for metric in source()]
-        return metrics + await asyncio.to_thread(process_metrics)
+        """The same and then the process's own figures, which are read from files."""
+        return self.counted() + await asyncio.to_thread(process_metrics)
 
 
 class ScriptCounts:

@@ -39,7 +39,7 @@ def socket_path(text: str, state_dir: Path) -> Path | None:
     """Where the control socket is: beside the state unless it was named; None for none."""
     if text == "none":
         return None
-    return Path(text) if text else state_dir / SOCKET_NAME
+    return (Path(text) if text else state_dir / SOCKET_NAME).absolute()
 
 
 class LogLevel:
@@ -170,7 +170,7 @@ class LocalServers:
         self._add("profiling", config.pprof_address, self._stacks)
         path = socket_path(config.status_socket, config.state_dir)
         if path is not None:
-            self._open(LocalServer("status", LocalAddress(path=path.absolute()), self._control))
+            self._open(LocalServer("status", LocalAddress(path=path), self._control))
 
     async def aclose(self) -> None:
         """Stop all. Idempotent."""
@@ -200,19 +200,24 @@ class LocalServers:
     def _metrics(self, address: LocalAddress) -> web.Application:
         from agent.ops.app import metrics_app
 
-        return metrics_app(self._operations)
+        return metrics_app(self._operations, by_name=_has_names(address))
 
     def _debug(self, address: LocalAddress) -> web.Application:
         from agent.ops.app import debug_app
 
-        return debug_app(self._operations, loopback=address.is_loopback)
+        return debug_app(self._operations, by_name=_has_names(address))
 
     def _stacks(self, address: LocalAddress) -> web.Application:
         from agent.ops.app import stacks_app
 
-        return stacks_app(self._operations, loopback=address.is_loopback)
+        return stacks_app(self._operations, by_name=_has_names(address))
 
     def _control(self) -> web.Application:
         from agent.ops.app import control_app
 
         return control_app(self._operations)
+
+
+def _has_names(address: LocalAddress) -> bool:
+    """Whether the name in a request says anything: elsewhere than at loopback the owner may have given any name."""
+    return address.path is None and address.is_loopback

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -37,7 +37,7 @@ class Traffic:
         node: Callable[[], Tailnet | None],
         viewers: Callable[[], int] = lambda: 0,
         sessions: Callable[[], SshSessions] = lambda: SshSessions(),
-        metrics: Callable[[], Awaitable[Iterable[Metric]]] | None = None,
+        metrics: Callable[[], Iterable[Metric]] = tuple,
     ) -> None:
         self._node = node
         self._viewers = viewers
@@ -50,7 +50,6 @@ class Traffic:
         """Counters since the previous call, and how long peers that are talked with take to answer."""
         node = self._node()
         latencies = await node.latencies(PING_LIMIT) if node is not None else []
-        metrics = await self._metrics() if self._metrics is not None else ()
         # Nothing waits from here on: who cancels this must not lose what was counted.
         sessions = self._sessions()
         stats = pb.Stats(
@@ -59,7 +58,7 @@ class Traffic:
             session_count_ssh=sessions.ssh,
             session_count_vscode=sessions.vscode,
             session_count_jetbrains=sessions.jetbrains,
-            metrics=[sample for metric in metrics for sample in _samples(metric)],
+            metrics=[sample for metric in self._metrics() for sample in _samples(metric)],
         )
         if node is not None:
             self._count(node, stats)

@@ -33,23 +33,26 @@ def make_runner(app: web.Application, close_limit: float) -> web.AppRunner:
     )
 
 
-def metrics_app(operations: Operations) -> web.Application:
-    """Every path and every method answers with the metrics."""
-    app = _app(operations)
+def metrics_app(operations: Operations, *, by_name: bool) -> web.Application:
+    """Every path and every method answers with the metrics.
+
+    Here as below, `by_name` refuses requests for other names than this machine's own (`_under_own_name`).
+    """
+    app = _app(operations, *([_under_own_name] if by_name else []))
     app.router.add_route("*", "/{path:.*}", _metrics)
     return app
 
 
-def debug_app(operations: Operations, *, loopback: bool) -> web.Application:
-    """What people who help want to see; `loopback`: a page in a browser must not get at it under another name."""
-    app = _app(operations, *([_under_own_name] if loopback else []))
+def debug_app(operations: Operations, *, by_name: bool) -> web.Application:
+    """What people who help want to see."""
+    app = _app(operations, *([_under_own_name] if by_name else []))
     _add_shown(app, operations)
     return app
 
 
-def stacks_app(operations: Operations, *, loopback: bool) -> web.Application:
+def stacks_app(operations: Operations, *, by_name: bool) -> web.Application:
     """The profiling server: what every task and thread is doing."""
-    app = _app(operations, *([_under_own_name] if loopback else []))
+    app = _app(operations, *([_under_own_name] if by_name else []))
     app.router.add_get("/debug/pprof/", _stacks)
     app.router.add_get("/debug/pprof/goroutine", _stacks)
     return app
@@ -92,7 +95,7 @@ async def _not_found(request: web.Request, handler: Handler) -> web.StreamRespon
 @web.middleware
 async def _under_own_name(request: web.Request, handler: Handler) -> web.StreamResponse:
     """A site whose name was made to mean 127.0.0.1 sends its own name: browsers let its scripts read the answer."""
-    host = request.url.host or ""
+    host = request.url.host or "" if "Host" in request.headers else "localhost"  # clients of HTTP/1.0 send none
     if host != "localhost":
         try:
             ipaddress.ip_address(host)

@@ -79,7 +79,7 @@ async def test_sessions_are_reported_by_kind(clock: ManualClock, kind: Kind, wir
 
 
 async def test_statistics_carry_what_is_counted() -> None:
-    async def metrics() -> list[Metric]:
+    def metrics() -> list[Metric]:
         return [Metric("a_total", "counter", [({"x": "y"}, 2.0), ({}, 3.0)]), Metric("b", "gauge", [({}, 0.5)])]
 
     stats = await Traffic(lambda: None, metrics=metrics).collect()

@@ -367,3 +367,27 @@ async def test_what_others_planted_in_the_temporary_directory_is_refused(place: 
         else:
             assert path.stat().st_uid == 12345
             assert not (list(path.iterdir()) if path.is_dir() else path.read_text())
+
+
+async def test_no_web_page_gets_at_a_local_server_under_a_name_of_its_own(place: Place) -> None:
+    port, path = free_port(), place.path / "debug.sock"
+    agent = place.deployment.agent(
+        place.created, f"--debug-address=127.0.0.1:{port}", f"--prometheus-address=unix:{path}"
+    )
+    await agent.start()
+    assert (await place.run("status", "--wait", "ready"))[0] == 0
+    url = f"http://127.0.0.1:{port}/ready"
+    async with aiohttp.ClientSession() as session:
+        for host, status in (("127.0.0.1", 200), (f"localhost:{port}", 200), ("[::1]", 200), ("evil.example", 421)):
+            async with session.get(url, headers={"Host": host}) as answer:
+                assert answer.status == status, host
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"GET /health HTTP/1.0\r\n\r\n")
+    assert (await reader.read()).startswith(b"HTTP/1.0 200")
+    writer.close()
+    async with (
+        aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(path))) as session,
+        session.get("http://any.name/") as answer,
+    ):
+        assert answer.status == 200
+    assert path.stat().st_mode & 0o777 == 0o600
