@@ -25,7 +25,7 @@ TIMEOUT: Final = 5.0
 """Seconds for one answer, and for all issuers of one signer."""
 
 ISSUER_HOSTS: Final = frozenset({"www.microsoft.com", "cacerts.digicert.com"})
-RETRY_PERIOD: Final = 600.0
+RETRY_PERIOD: Final = 60.0
 """Seconds from one try to fetch an issuer to the next one at the same URL."""
 MAX_ISSUERS: Final = 64
 """URLs that are remembered; no other URL is tried while all of them were within the period."""
@@ -35,6 +35,8 @@ DEFAULT_KEYS_AGE: Final = 3600.0
 MAX_KEYS_AGE: Final = 86400.0
 KEYS_RETRY_PERIOD: Final = 30.0
 """Seconds between two tries to get keys, whatever tokens name and whether or not the first try failed."""
+
+_NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
 
 log = structlog.get_logger("agent.server.identity")
 
@@ -112,6 +114,8 @@ def is_public(address: str) -> bool:
         parsed = ipaddress.ip_address(address)
     except ValueError:
         return False
+    if parsed in _NAT64:
+        parsed = ipaddress.IPv4Address(parsed.packed[-4:])
     inner = getattr(parsed, "ipv4_mapped", None) or getattr(parsed, "sixtofour", None) or parsed
     return bool(inner.is_global and not inner.is_multicast)
 
@@ -153,7 +157,7 @@ class IssuerFetcher:
         """The issuers that can be had within `TIMEOUT`; what cannot is logged and left out."""
         found = []
         try:
-            async with deadline(self._clock, TIMEOUT), self._lock:
+            async with deadline(self._clock, TIMEOUT):
                 for url in filter(is_issuer_url, urls):
                     certificate = await self._one(url)
                     if certificate is not None:
@@ -163,10 +167,18 @@ class IssuerFetcher:
         return found
 
     async def _one(self, url: str) -> x509.Certificate | None:
+        if (certificate := self._certificate(url)) is not None:
+            return certificate  # without the lock: strangers may keep it busy with whatever they name
+        async with self._lock:
+            return self._certificate(url) or await self._fetch(url)
+
+    def _certificate(self, url: str) -> x509.Certificate | None:
+        return self._known[url][1] if url in self._known else None
+
+    async def _fetch(self, url: str) -> x509.Certificate | None:
         now = self._clock.now()
-        tried, certificate = self._known.get(url, (-RETRY_PERIOD, None))
-        if certificate is not None or now < tried + RETRY_PERIOD:
-            return certificate
+        if url in self._known and now < self._known[url][0] + RETRY_PERIOD:
+            return None
         if url not in self._known and not self._make_room(now):
             log.warning("no more issuers are looked up for now", url=url)
             return None
@@ -201,21 +213,30 @@ class KeySource:
     async def key(self, key_id: str) -> jwt.Key:
         """Raises `FetchError` when there is no such key, or no keys could be had. Old keys serve while no new ones can
         be had: Google withdraws keys days after it stops signing with them."""
-        async with self._lock:
-            now, problem = self._clock.now(), None
-            if (key_id not in self._keys or now >= self._fresh_until) and now >= self._next_try:
-                self._next_try = now + KEYS_RETRY_PERIOD
-                try:
-                    answer = await self._get(self._url)
-                    self._keys = await asyncio.to_thread(jwt.parse_key_set, answer.body)
-                    self._fresh_until = self._clock.now() + keep_for(answer.headers)
-                except (FetchError, jwt.KeySetError) as error:
-                    problem = str(error)
-                    log.warning("cannot get the keys of Google", url=self._url, error=problem)
-            key = self._keys.get(key_id)
+        problem = ""
+        if not self._has(key_id):  # else without the lock: strangers may keep it busy with ids that do not exist
+            async with self._lock:
+                if not self._has(key_id) and self._clock.now() >= self._next_try:
+                    problem = await self._renew()
+        key = self._keys.get(key_id)
         if key is None:
             raise FetchError(problem or "no key has the id that the token names")
         return key
+
+    def _has(self, key_id: str) -> bool:
+        return key_id in self._keys and self._clock.now() < self._fresh_until
+
+    async def _renew(self) -> str:
+        """What went wrong; empty when nothing did."""
+        self._next_try = self._clock.now() + KEYS_RETRY_PERIOD
+        try:
+            answer = await self._get(self._url)
+            self._keys = await asyncio.to_thread(jwt.parse_key_set, answer.body)
+        except (FetchError, jwt.KeySetError) as error:
+            log.warning("cannot get the keys of Google", url=self._url, error=str(error))
+            return str(error)
+        self._fresh_until = self._clock.now() + keep_for(answer.headers)
+        return ""
 
 
 def keep_for(headers: Mapping[str, str]) -> float:

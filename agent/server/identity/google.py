@@ -13,8 +13,8 @@ from typing import Any, Final
 from agent.server.identity import jwt
 from agent.server.identity.instance import ClaimsError, Cloud, IdentityError, Instance
 
-LEEWAY: Final = 60
-"""Seconds by which a token may come from the future, for clocks that are wrong."""
+LEEWAY: Final = 300
+"""Seconds by which a token may come from the future: a server whose clock is some minutes slow is no rarity."""
 
 _ISSUERS: Final = {
     "RS256": ("https://accounts.google.com", "accounts.google.com"),
@@ -63,9 +63,13 @@ def verified(token: jwt.Token, key: jwt.Key) -> Instance:
 
 def _number(claims: Mapping[str, Any], name: str) -> float | None:
     value = claims.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return value
+    try:
+        number = float(value)
+    except OverflowError:  # integers have no end
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _object(claims: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -85,7 +85,8 @@ def parse(text: str) -> Token:
 
 
 def parse_key_set(data: bytes) -> dict[str, Key]:
-    """The keys by their id; those of other kinds and for other uses are left out. Raises `KeySetError`."""
+    """The keys by their id, at least one; those of other kinds and for other uses are left out. Raises
+    `KeySetError`."""
     try:
         listed = msgspec.json.decode(data, type=dict[str, Any]).get("keys")
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -101,6 +102,8 @@ def parse_key_set(data: bytes) -> dict[str, Key]:
                 continue
             if key is not None:
                 keys[item["kid"]] = key
+    if not keys:
+        raise KeySetError("it has no key that can be used")
     return keys
 
 

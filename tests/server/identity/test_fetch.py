@@ -90,6 +90,9 @@ def test_addresses_of_issuers(url: str, allowed: bool) -> None:
         ("::ffff:10.0.0.1", False),
         ("::ffff:20.1.2.3", True),
         ("2002:0a00:0001::1", False),
+        ("64:ff9b::10.0.0.1", False),
+        ("64:ff9b::169.254.169.254", False),
+        ("64:ff9b::20.1.2.3", True),
         ("x", False),
     ],
 )
@@ -155,6 +158,26 @@ async def test_slow_issuers_are_not_waited_for() -> None:
     assert await issuers.fetch([URL]) == [], "the lock is free again"
 
 
+async def test_an_issuer_that_is_known_waits_for_no_other() -> None:
+    """Or whoever names a slow address would keep genuine machines out."""
+    authority, release = issue("issuer", rsa_key(3)), asyncio.Event()
+
+    async def get(url: str) -> Answer:
+        if url != URL:
+            await release.wait()
+        return Answer(authority.der)
+
+    issuers = IssuerFetcher(get, ManualClock())
+    assert await issuers.fetch([URL])
+    slow = asyncio.create_task(issuers.fetch([f"{URL}?slow"]))
+    await settle()
+    known = asyncio.create_task(issuers.fetch([URL]))
+    await settle()
+    assert known.done()
+    release.set()
+    assert await slow == await known == [authority.certificate]
+
+
 async def test_cancelling_a_fetch_lets_the_next_one_in() -> None:
     async def never(_: str) -> Answer:
         await asyncio.Event().wait()
@@ -196,6 +219,41 @@ async def test_an_unknown_key_is_asked_for_but_not_again_and_again() -> None:
     pages.pages["keys"] = Answer(cloud.key_set().replace(b'"one"', b'"new"'))
     await clock.advance(fetch.KEYS_RETRY_PERIOD)
     assert await keys.key("new") == cloud.rsa.public_key()
+
+
+async def test_a_key_that_is_known_does_not_wait_for_those_that_are_not() -> None:
+    cloud, release = Google(), asyncio.Event()
+    release.set()
+
+    async def get(_: str) -> Answer:
+        await release.wait()
+        return Answer(cloud.key_set(), {"cache-control": "max-age=86400"})
+
+    clock = ManualClock()
+    keys = KeySource(get, "keys", clock)
+    await keys.key("one")
+    await clock.advance(fetch.KEYS_RETRY_PERIOD)
+    release.clear()
+    forged = asyncio.create_task(keys.key("forged"))
+    await settle()
+    known = asyncio.create_task(keys.key("one"))
+    await settle()
+    assert known.done()
+    release.set()
+    assert await known == cloud.rsa.public_key()
+    with pytest.raises(FetchError):
+        await forged
+
+
+@pytest.mark.parametrize("garbage", [b"{}", b'{"keys": []}', b'{"keys": [{"kid": "one", "kty": "oct"}]}', b"<html>"])
+async def test_an_answer_without_keys_displaces_none(garbage: bytes) -> None:
+    cloud, clock = Google(), ManualClock()
+    pages = Web({"keys": Answer(cloud.key_set(), {"cache-control": "max-age=60"})})
+    keys = KeySource(pages, "keys", clock)
+    await keys.key("one")
+    pages.pages["keys"] = Answer(garbage)
+    await clock.advance(60)
+    assert await keys.key("one") == cloud.rsa.public_key()
 
 
 async def test_old_keys_serve_while_there_are_no_new_ones() -> None:
