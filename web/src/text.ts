@@ -18,6 +18,9 @@ export function ago(time: string | undefined, now: number): string {
   return seconds < 5 ? "just now" : `${duration(seconds)} ago`;
 }
 
+/** "12,345". */
+export const count = (number: number) => number.toLocaleString("en");
+
 export function clock(time: string): string {
   return new Date(time).toLocaleTimeString(undefined, { hour12: false });
 }

@@ -5,7 +5,9 @@ Both are server-sent events, `data` with the whole state whenever it changed: ou
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
@@ -20,7 +22,7 @@ from agent.server.api.agents import Agents, find_agent
 from agent.server.events import Events, agent_topic, owner_topic, workspace_topic
 from agent.server.http import Call
 from agent.server.longlived import HEARTBEAT, EventStream, LongLived, event_stream
-from agent.server.network import AgentNetwork
+from agent.server.network import AgentNetwork, AgentUnreachableError
 from agent.server.routes import Route, Text
 from agent.server.store import Database, QueryError, agents, users, workspaces
 from agent.server.wire import Time, encode, rfc3339
@@ -29,6 +31,10 @@ PAUSE = 0.25
 """Seconds between two states at least: what changes together is told together."""
 RECHECK = 5.0
 """Seconds after which is looked again though nothing was told: time alone makes an agent late."""
+MEASURE = 10.0
+"""Seconds between two looks at how a watched agent is reached …"""
+MEASURE_LIMIT = 5.0
+"""… and how long one may take."""
 RUNS = 200
 """Runs of scripts that are told, the newest."""
 
@@ -116,12 +122,15 @@ class Watch:
     async def one(self, call: Call) -> web.StreamResponse:
         async with self._database.reading() as session:
             agent = (await find_agent(session, call)).agent.id
+        connected = False
 
         async def look() -> tuple[WatchedAgent, set[str]]:
+            nonlocal connected
             async with self._database.reading() as session:
                 row = await find_agent(session, call)
                 described = await self._agents.describe(session, row)
                 runs = await agents.timings(session, agent, RUNS)
+            connected = described.status == "connected"
             timings = [
                 Timing(
                     script_id=run.script_id,
@@ -136,7 +145,14 @@ class Watch:
             state = WatchedAgent(name=row.workspace.name, agent=described, timings=timings, path=self._path(agent))
             return state, {agent_topic(agent), workspace_topic(row.workspace.id)}
 
-        return await self._serve(call, look)
+        measuring = asyncio.create_task(
+            measure(self._network, agent, lambda: connected, self._clock), name=f"path to agent {agent}"
+        )
+        try:
+            return await self._serve(call, look)
+        finally:
+            measuring.cancel()
+            await asyncio.gather(measuring, return_exceptions=True)
 
     def _path(self, agent: UUID) -> Path | None:
         found = self._network.path(agent)
@@ -172,3 +188,16 @@ class Watch:
                     continue
                 await self._clock.sleep(PAUSE)
                 await stream.wait(subscription, RECHECK - PAUSE)
+
+
+async def measure(network: AgentNetwork, agent: UUID, connected: Callable[[], bool], clock: Clock) -> None:
+    """Ask the agent for its path for as long as somebody watches: otherwise nothing is known of it before the first
+    terminal, and nothing new while that is idle."""
+    while True:
+        await clock.sleep(PAUSE)
+        if not connected():
+            continue
+        # The path says itself that there is none.
+        with suppress(AgentUnreachableError):
+            await network.ping(agent, MEASURE_LIMIT)
+        await clock.sleep(MEASURE - PAUSE)

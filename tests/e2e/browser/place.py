@@ -33,7 +33,7 @@ scripts:
     script: for part in 1 2 3; do echo "part $part of 3"; sleep 0.2; done
   - display_name: Broken
     cron: "* * * * * *"
-    script: echo cannot >&2; exit 3
+    script: echo cannot at $(date +%s) >&2; exit 3
 metadata:
   - {display_name: Counter, key: counter, script: 'date +%s', interval: 1}
 apps:
@@ -49,6 +49,9 @@ def chromium() -> str:
     if os.environ.get("CI") == "true":
         pytest.fail("no Chromium here: Debian's package chromium brings it")
     pytest.skip("no Chromium here: Debian's package chromium brings it")
+
+
+expect.set_options(timeout=PATIENCE)
 
 
 @asynccontextmanager
@@ -94,6 +97,16 @@ class Place:
         await self.running.wait_for(created, 30, lifecycle_state={"ready"})
         return created
 
+    async def adopt(self, name: str, token: str) -> None:
+        """Start the agent that the page has made."""
+        found = await self.running.request("GET", f"agents/{name}")
+        path = self.directory / "token"
+        path.write_text(token)
+        created = CreatedAgent(found["id"], name, path)
+        agent = self.running.agent(created, environment={"SHELL": "/bin/sh"})
+        self.agents.append((created, agent))
+        await agent.start()
+
     async def remove_agents(self) -> None:
         """Stops them, with their shells, and deletes those that the test has not deleted."""
         for created, agent in self.agents:
@@ -112,7 +125,9 @@ class Place:
         context.on("console", lambda said: self._heard(said.type, said.text))
         if logged_in:
             host = urlsplit(self.running.url).hostname or ""
-            await context.add_cookies([{"name": COOKIE, "value": self.running.token, "domain": host, "path": "/"}])
+            # A session of its own, which it may end.
+            token = (await self.running.request("POST", "users/me/keys"))["key"]
+            await context.add_cookies([{"name": COOKIE, "value": token, "domain": host, "path": "/"}])
         return context
 
     async def window(self, path: str = "/", **options: Any) -> Page:

@@ -3,7 +3,7 @@
 import { useComputed, useSignal, useSignalEffect } from "@preact/signals";
 import { useEffect, useMemo, useRef } from "preact/hooks";
 import type { LogLine, LogSource } from "../api";
-import { clock } from "../text";
+import { clock, count } from "../text";
 import { plain, spans } from "./ansi";
 import { LogFollower } from "./follow";
 import { LEVELS, type Level } from "./store";
@@ -59,8 +59,9 @@ export function Logs({ agent, sources }: { agent: string; sources: LogSource[] }
         </label>
         <span class="grow" />
         <span class="count" role="status">
-          {shown.value === total.value ? `${total} lines` : `${shown} of ${total} lines`}
-          {follower.store.dropped > 0 && `, ${follower.store.dropped} older ones let go`}
+          {shown.value === total.value ? "" : `${count(shown.value)} of `}
+          {count(total.value)} lines
+          {follower.store.dropped > 0 && `, ${count(follower.store.dropped)} older ones let go`}
           {!follower.open.value && " · not connected"}
         </span>
         <a class="button" href={`/api/v2/workspaceagents/${agent}/logs?format=text`} download={`${agent}.log`}>

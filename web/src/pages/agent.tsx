@@ -67,13 +67,14 @@ function Shown({ live, watched }: { live: Live<Watched>; watched: Watched }) {
           ))}
         </nav>
       </div>
-      {!agent.health.healthy && agent.health.reason && <p class="warning">{agent.health.reason}</p>}
+      {agent.status === "connected" && !agent.health.healthy && agent.health.reason && <p class="warning">{agent.health.reason}</p>}
       {opened.value && (
         <div class="pane" hidden={shown.value !== "Terminal"}>
           {agent.status !== "connected" && (
             <p class="warning">
-              {isOff(agent) ? "The workspace is stopped." : "The agent is not connected."} Terminals open when it is
-              there; shells that are open wait for it.
+              {isOff(agent)
+                ? "The workspace is stopped, and its terminals with it."
+                : "The agent is not connected. Shells that are open wait for it; what you type is kept."}
             </p>
           )}
           <Terminals agent={agent.id} reachable={agent.status === "connected"} />

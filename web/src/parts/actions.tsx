@@ -10,9 +10,11 @@ import { isOff } from "./state";
 export function Actions({ agent, name }: { agent: Agent; name: string }) {
   const token = useSignal("");
   const trouble = useSignal<ApiError | null>(null);
+  const notice = useSignal("");
   const question = useSignal<Question | null>(null);
   const attempt = async (action: () => Promise<unknown>) => {
     trouble.value = null;
+    notice.value = "";
     try {
       await action();
     } catch (error) {
@@ -25,6 +27,11 @@ export function Actions({ agent, name }: { agent: Agent; name: string }) {
       const made = await api.start(agent.id);
       go(`/agents/${made.id}`, true);
       started.set(made.id, made.token);
+    });
+  const stop = () =>
+    attempt(async () => {
+      await api.stop(agent.id);
+      notice.value = "Waiting for the agent to end: stop it in its workspace now.";
     });
   const remove = () =>
     attempt(async () => {
@@ -52,9 +59,11 @@ export function Actions({ agent, name }: { agent: Agent; name: string }) {
           <button
             onClick={ask({
               title: `Stop ${name}?`,
-              text: "The agent runs its stop scripts and ends, with every terminal.",
+              text:
+                "The control plane cannot end the agent: do that where it runs, by Ctrl-C or systemctl stop. " +
+                "It then runs its stop scripts, terminals end, and from then on it is refused.",
               yes: "Stop",
-              action: () => void attempt(() => api.stop(agent.id)),
+              action: stop,
             })}
           >
             Stop …
@@ -83,6 +92,11 @@ export function Actions({ agent, name }: { agent: Agent; name: string }) {
           Delete …
         </button>
       </div>
+      {notice.value && !isOff(agent) && (
+        <p class="warning" role="status">
+          {notice.value}
+        </p>
+      )}
       {trouble.value && <Trouble error={trouble.value} />}
       {given && <Launch token={given} />}
       {question.value && <Confirm question={question.value} done={() => (question.value = null)} />}

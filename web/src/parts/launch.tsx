@@ -45,7 +45,7 @@ export function Launch({ token }: { token: string }) {
       <p>Start it where the workspace is. The token is shown this once; a new one can be made at any time.</p>
       <div class="tabs" role="tablist">
         {Object.keys(commands).map((name) => (
-          <span class={`tab ${name === chosen.value ? "active" : ""}`} key={name}>
+          <span class={`tab ${name === chosen.value ? "active" : ""}`} role="presentation" key={name}>
             <button role="tab" aria-selected={name === chosen.value} onClick={() => (chosen.value = name)}>
               {name}
             </button>

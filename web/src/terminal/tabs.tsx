@@ -70,12 +70,12 @@ export function Terminals({ agent, reachable }: { agent: string; reachable: bool
 
   return (
     <section class="terminals" aria-label="Terminals">
-      <div class="tabs" role="tablist">
+      <div class="tabs" role="group" aria-label="Open terminals">
         {tabs.value.map((tab) => (
           <span class={`tab ${tab.id === active.value ? "active" : ""}`} key={tab.id}>
             <button
-              role="tab"
-              aria-selected={tab.id === active.value}
+              class="name"
+              aria-pressed={tab.id === active.value}
               onClick={() => (active.value = tab.id)}
               title={tab.title}
             >
@@ -183,7 +183,7 @@ function View({ agent, id, active, reachable, titled }: ViewProps) {
   }, [reachable]);
 
   return (
-    <div class="terminal" role="tabpanel" hidden={!active}>
+    <div class="terminal" hidden={!active}>
       <Status connection={connection} trouble={trouble.value} search={() => (searching.value = !searching.value)} />
       {searching.value && (
         <Search

@@ -79,7 +79,7 @@ function ownKey(event: KeyboardEvent, terminal: Terminal): (() => void) | null {
 
 function leave(terminal: Terminal): void {
   terminal.blur();
-  terminal.element?.closest("[role=tabpanel]")?.querySelector<HTMLElement>("button")?.focus();
+  terminal.element?.closest(".terminal:not(.xterm)")?.querySelector<HTMLElement>("button")?.focus();
 }
 
 /** Opens a terminal in `parent`, which must be visible: its size is that of the parent. */
