@@ -70,11 +70,12 @@ def waiting(text: str) -> Iterator[None]:
 
 
 @contextmanager
-def interruptible() -> Iterator[asyncio.Event]:
-    """An event that Ctrl-C or SIGTERM sets, for commands that end by it in good order. The second ends them hard."""
+def interruptible(*others: signal.Signals) -> Iterator[asyncio.Event]:
+    """An event that Ctrl-C, SIGTERM or one of `others` sets, for commands that end by it in good order. The second
+    ends them hard."""
     loop = asyncio.get_running_loop()
     event = asyncio.Event()
-    handled = (signal.SIGINT, signal.SIGTERM)
+    handled = (signal.SIGINT, signal.SIGTERM, *others)
 
     def stop() -> None:
         event.set()
