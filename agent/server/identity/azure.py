@@ -108,6 +108,10 @@ class ChainVerifier:
             ca_policy=authority, ee_policy=verification.ExtensionPolicy.permit_all()
         )
 
+    def learn(self, issuers: Iterable[x509.Certificate]) -> None:
+        """Keep issuers that completed a way to a trusted root. They are few: a genuine signer named them."""
+        self._intermediates.extend(issuer for issuer in issuers if issuer not in self._intermediates)
+
     def verify(self, attested: Attested, now: datetime, more: Iterable[x509.Certificate] = ()) -> None:
         """`more` are issuers that were looked up. Raises `IdentityError`, which names the missing issuer."""
         known = [*attested.intermediates, *self._intermediates, *more]

@@ -57,7 +57,12 @@ class Verifiers:
     async def azure(self, signature: str) -> Instance:
         """Raises `IdentityError`."""
         attested = await self._thread(lambda: azure.read(signature))
-        chains = await self._chain_verifier()
+        try:
+            chains = await self._chain_verifier()
+        except IdentityConfigError as error:  # not told at the start: who has no instance of Azure need not care
+            raise IdentityError(
+                "no roots", f"Signature verification failed. The server cannot do it: {error}"
+            ) from error
         now = datetime.fromtimestamp(self._seconds(), UTC)
         try:
             await self._thread(lambda: chains.verify(attested, now))
@@ -66,6 +71,7 @@ class Verifiers:
             if not issuers:
                 raise
             await self._thread(lambda: chains.verify(attested, now, issuers))
+            chains.learn(issuers)
         instance = attested.instance(now)
         _check("subscription", instance.account, self._config.azure.subscriptions)
         return instance

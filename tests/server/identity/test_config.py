@@ -10,7 +10,7 @@ import pytest
 
 from agent.server.identity import IdentityConfig, IdentityConfigError, Verifiers, read_config
 from agent.server.identity.config import MAX_FILE, read_certificates
-from agent.server.identity.fetch import Answer, FetchError
+from agent.server.identity.fetch import MAX_ISSUERS, RETRY_PERIOD, Answer, FetchError
 from agent.server.identity.instance import IdentityError
 from agent.testing import ManualClock
 from tests.server.identity.clouds import NOW, Aws, Azure, issue, rsa_key
@@ -118,6 +118,54 @@ async def test_an_issuer_is_looked_up_only_where_that_is_wanted(tmp_path: Path) 
             with pytest.raises(IdentityError, match="leads to no root"):
                 await checked.azure(signature)
     assert asked == [url]
+
+
+async def test_an_issuer_that_was_needed_is_not_forgotten_for_those_of_strangers(tmp_path: Path) -> None:
+    cloud = Azure()
+    url = "http://www.microsoft.com/issuer.crt"
+    genuine = issue("metadata.azure.com", rsa_key(4), cloud.issuer, authority=None, issuer_urls=(url,))
+    (tmp_path / "roots.pem").write_bytes(cloud.root.pem)
+    (tmp_path / "identity.json").write_text('{"azure": {"roots": "roots.pem"}}')
+    config = await asyncio.to_thread(read_config, tmp_path / "identity.json")
+
+    class Clock(ManualClock):
+        def wall(self) -> int:
+            return int(NOW.timestamp()) * 1_000_000_000
+
+    async def get(asked: str) -> Answer:
+        if not asked.startswith(url):
+            raise FetchError("no such page")
+        return Answer(cloud.issuer.der)
+
+    clock = Clock()
+    checked = Verifiers(config, get, nothing, clock)
+    signature = cloud.attest(cloud.document("vm-1"), signer=genuine)
+    assert (await checked.azure(signature)).id == "vm-1"
+    await clock.advance(RETRY_PERIOD)
+    for number in range(MAX_ISSUERS):
+        forger = issue("metadata.azure.com", rsa_key(5), issuer_urls=(f"{url}?{number}",))
+        with pytest.raises(IdentityError, match="leads to no root"):
+            await checked.azure(cloud.attest(cloud.document("vm-1"), signer=forger))
+    assert (await checked.azure(signature)).id == "vm-1"
+
+
+async def test_a_machine_that_trusts_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent.server.identity.verifiers.system_roots", list)
+    cloud = Azure()
+    for _ in range(2):
+        with pytest.raises(IdentityError, match="this machine trusts no certificate authority: name `roots` for Azure"):
+            await verifiers(IdentityConfig()).azure(cloud.attest(cloud.document("vm-1")))
+
+
+async def test_an_owner_who_names_intermediates_is_told_of_missing_roots(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.server.identity.verifiers.system_roots", list)
+    (tmp_path / "more.pem").write_bytes(Azure().issuer.pem)
+    (tmp_path / "identity.json").write_text('{"azure": {"intermediates": "more.pem"}}')
+    config = await asyncio.to_thread(read_config, tmp_path / "identity.json")
+    with pytest.raises(IdentityConfigError, match="this machine trusts no certificate authority"):
+        await verifiers(config).check_config()
 
 
 async def test_the_defaults_know_aws() -> None:
