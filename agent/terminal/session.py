@@ -20,6 +20,9 @@ _RESET: Final = b"\x1bc"
 _PIECE: Final = 32768
 _LEAST: Final = 1024
 """Bytes of one look at what the program prints: fewer are not worth it."""
+UNSEEN_RATE: Final = 2 * 1024 * 1024
+"""Bytes in a second that a program may print at most while nobody looks. A forgotten `yes` would take all of the
+agent's time from those who do look, for nothing: all but the last of it is forgotten."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +96,9 @@ class Session:
         self._seen = adopted
         """Whether somebody may have seen output, so that a viewer's screen may not be empty."""
         self._nudging: asyncio.Task[None] | None = None
+        self._unseen = 0
+        """Bytes that were read since the last rest, and that nobody looked at."""
+        self._resting: asyncio.Task[None] | None = None
         self._size = (0, 0)
         self.state = State.READY
         self.reason = ""
@@ -181,6 +187,8 @@ class Session:
         self._expiry.stop()
         if self._nudging is not None:
             self._nudging.cancel()
+        if self._resting is not None:
+            self._resting.cancel()
         self._pty.close()
         self._process.close()
         self._wake_all()
@@ -201,18 +209,29 @@ class Session:
         if data:
             self._ring.append(data)
             self._wake_all()
+        if not self._viewers:
+            self._unseen += len(data)
         if self._room() <= 0:
             self._pty.stop_reading()
+            if not self._viewers and self._resting is None:
+                self._resting = asyncio.create_task(self._rest(), name="rest of a terminal that nobody looks at")
 
     def _read_on(self) -> None:
         if self.state is State.READY and not self._pty.reading and self._room() > 0:
             self._pty.start_reading(self._readable)
 
     def _room(self) -> int:
-        """Bytes that may be read now: as the viewer wants that is ahead of the others, any if nobody looks."""
+        """Bytes that may be read now: as the viewer wants that is ahead of the others. If nobody looks, what is left of
+        a piece after which there is a rest."""
         if not self._viewers:
-            return self._limits.staging
+            return self._limits.staging - self._unseen
         return max(viewer.position + viewer.ahead.size for viewer in self._viewers) - self._ring.head
+
+    async def _rest(self) -> None:
+        await self._clock.sleep(self._unseen / UNSEEN_RATE)
+        self._resting = None
+        self._unseen = 0
+        self._read_on()
 
     def _wake_all(self) -> None:
         for viewer in self._viewers:

@@ -214,12 +214,12 @@ async def test_http_of_the_workspace_through_the_tailnet(tmp_path: Path) -> None
     """The connector reaches whatever listens in the workspace: many requests at once, WebSockets, long answers."""
 
     async def echo(request: web.Request) -> web.StreamResponse:
-        socket = web.WebSocketResponse()
-        if socket.can_prepare(request).ok:
-            await socket.prepare(request)
-            async for message in socket:
-                await socket.send_bytes(message.data)
-            return socket
+        answer = web.WebSocketResponse()
+        if answer.can_prepare(request).ok:
+            await answer.prepare(request)
+            async for message in answer:
+                await answer.send_bytes(message.data)
+            return answer
         return web.Response(body=await request.read() or request.path.encode())
 
     app = web.Application()
@@ -238,14 +238,16 @@ async def test_http_of_the_workspace_through_the_tailnet(tmp_path: Path) -> None
                     assert await answer.text() == f"/{number}"
 
             await asyncio.gather(*(one(number) for number in range(200)))
-            async with http.ws_connect(f"{base}/socket", max_msg_size=0) as socket:
+            async with http.ws_connect(f"{base}/socket", max_msg_size=0) as echoing:
                 for size in (1, 100_000, 3_000_000):
                     data = os.urandom(size)
-                    await socket.send_bytes(data)
-                    assert await socket.receive_bytes() == data
+                    await echoing.send_bytes(data)
+                    assert await echoing.receive_bytes() == data
             began = time.monotonic()
-            with pytest.raises(aiohttp.ClientConnectorError):
-                await http.get("http://agent:1/")
+            with socket.socket() as nobody:  # bound, and does not listen
+                nobody.bind(("127.0.0.1", 0))
+                with pytest.raises(aiohttp.ClientConnectorError):
+                    await http.get(f"http://agent:{nobody.getsockname()[1]}/")
             assert time.monotonic() - began < 20
     finally:
         await runner.cleanup()

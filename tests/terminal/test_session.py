@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from agent.terminal.pty import PtyClosedError
-from agent.terminal.session import NUDGE, Limits, Session, State, Viewer
+from agent.terminal.session import NUDGE, UNSEEN_RATE, Limits, Session, State, Viewer
 from agent.testing import ManualClock, settle
 from tests.terminal.support import terminal
 
@@ -102,8 +102,49 @@ async def test_without_viewers_the_program_does_not_wait(clock: ManualClock) -> 
     async with terminal(clock, SMALL) as made:
         for _ in range(100):
             assert made.pty.print(b"x" * 1000) == 1000
-            await settle()
+            await clock.advance(0.001)
         assert made.ring.head == 100_000
+
+
+async def test_what_nobody_looks_at_is_read_at_a_bounded_rate_and_at_any_once_somebody_does(clock: ManualClock) -> None:
+    async with terminal(clock, Limits()) as made:
+        printed = 0
+
+        async def print_all() -> None:
+            """As much as is taken without a moment passing."""
+            nonlocal printed
+            while (taken := made.pty.print(b"y\r\n" * 1000)) > 0:
+                printed += taken
+                await settle()
+
+        for _ in range(32):
+            await print_all()
+            await clock.advance(1 / 32)
+        assert 0.9 * UNSEEN_RATE < printed < 1.1 * UNSEEN_RATE
+        await print_all()
+        before = made.ring.head
+        viewer = made.session.attach()  # while it rests
+        await settle()
+        assert made.ring.head > before
+        assert (await shown(made.session, viewer)).endswith(b"y\r\ny")
+        for _ in range(100):  # no rest for those who look, and none is left over
+            made.pty.print(b"x" * 4096)
+            assert (await shown(made.session, viewer))[-4096:] == b"x" * 4096
+        made.session.detach(viewer)
+        made.pty.print(b"goes on")
+        await clock.advance(1)
+        assert made.ring.read(made.ring.head - 7, 7) == b"goes on"
+
+
+async def test_the_end_of_a_terminal_ends_its_rest(clock: ManualClock) -> None:
+    async with terminal(clock, SMALL) as made:
+        made.pty.print(b"z" * 200)
+        await settle()
+        assert not made.pty.reading
+        made.session.close("enough")
+        await clock.advance(1)
+        assert not made.pty.reading
+        assert not [task for task in asyncio.all_tasks() if "rest" in task.get_name()]
 
 
 async def test_a_viewer_that_leaves_holds_nobody_up(clock: ManualClock) -> None:
