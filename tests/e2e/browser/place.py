@@ -41,14 +41,14 @@ apps:
 """
 
 
-def chromium() -> str:
-    """The system's browser. Skips where there is none, and fails there in CI."""
-    for name in ("chromium", "chromium-browser", "google-chrome"):
+def program(package: str, *names: str) -> str:
+    """The path of the first of these programs that is there. Skips where there is none, and fails there in CI."""
+    for name in names:
         if found := shutil.which(name):
             return found
     if os.environ.get("CI") == "true":
-        pytest.fail("no Chromium here: Debian's package chromium brings it")
-    pytest.skip("no Chromium here: Debian's package chromium brings it")
+        pytest.fail(f"no {names[0]} here: Debian's package {package} brings it")
+    pytest.skip(f"no {names[0]} here: Debian's package {package} brings it")
 
 
 expect.set_options(timeout=PATIENCE)
@@ -56,7 +56,7 @@ expect.set_options(timeout=PATIENCE)
 
 @asynccontextmanager
 async def open_browser() -> AsyncIterator[Browser]:
-    path = chromium()
+    path = program("chromium", "chromium", "chromium-browser", "google-chrome")
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(
             executable_path=path, args=["--no-sandbox", "--disable-dev-shm-usage", "--enable-precise-memory-info"]

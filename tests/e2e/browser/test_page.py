@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from playwright.async_api import Page, expect
 
-from tests.e2e.browser.place import WEB, WORK, Place
+from tests.e2e.browser.place import WEB, WORK, Place, Terminal
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(120)]
 
@@ -251,11 +251,12 @@ async def test_every_view_is_readable_for_all_and_fits_the_screen(place: Place, 
     await expect(page.get_by_role("region", name="Launch")).to_be_visible()
     await look("launch")
     await page.goto(f"{place.running.url}/agents/{created.id}")
-    await expect(page.locator(".status.open")).to_be_visible()
+    terminal = Terminal(page)
+    await terminal.connected()
     await page.keyboard.type(
         "ls --color=always -d /etc /bin /tmp /dev/null; printf '\\e[1;31mred \\e[32mgreen\\e[m\\n'\n"
     )
-    await expect(page.locator(".xterm-rows")).to_contain_text("green")
+    await terminal.shows("^red green")
     await look("terminal")
     await page.get_by_role("button", name="Overview").click()
     await expect(page.get_by_role("row").filter(has_text="Broken")).to_contain_text("exit code 3")

@@ -9,7 +9,7 @@ import time
 import pytest
 from playwright.async_api import expect
 
-from tests.e2e.browser.place import Place
+from tests.e2e.browser.place import Place, program
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(120)]
 
@@ -47,6 +47,8 @@ async def test_a_terminal_shows_the_same_after_a_reload_and_follows_the_window(p
 
 
 async def test_full_screen_programs_look_the_same_after_a_reload(place: Place) -> None:
+    program("vim", "vim")
+    program("procps", "top")
     (place.directory / "notes.txt").write_text("".join(f"note {number}\n" for number in range(200)))
     await place.start_agent("full-screen")
     terminal = await place.terminal()

@@ -124,7 +124,7 @@ function Facts({ agent }: { agent: Agent }) {
     ["Agent", agent.version && `${agent.version} (API ${agent.api_version})`],
     ["Instance", instance(agent)],
     ["Created", ago(agent.created_at, now.value)],
-    ["Last connected", agent.status === "connected" ? "now" : ago(agent.last_connected_at, now.value)],
+    ["Last seen", agent.status === "connected" ? "now" : ago(agent.last_connected_at, now.value)],
     [
       "Relays",
       Object.entries(agent.latency ?? {})
