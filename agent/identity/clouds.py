@@ -58,6 +58,7 @@ CLOUDS = (
         google.address,
         google.prove,
         google.is_there,
-        (("class/dmi/id/product_name", "Google Compute Engine"), ("class/dmi/id/sys_vendor", "Google")),
+        # Google as the vendor would be any Chromebook.
+        (("class/dmi/id/product_name", "Google Compute Engine"),),
     ),
 )

@@ -20,7 +20,7 @@ from tests.identity.scripted import ok
 DMI = {
     "AWS": [{"sys_vendor": "Amazon EC2"}, {"bios_vendor": "Amazon EC2"}, {"board_vendor": "Amazon EC2"}],
     "Azure": [{"sys_vendor": "Microsoft Corporation", "chassis_asset_tag": "7783-7084-3265-9085-8269-3286-77"}],
-    "Google Cloud": [{"product_name": "Google Compute Engine"}, {"sys_vendor": "Google"}],
+    "Google Cloud": [{"product_name": "Google Compute Engine", "sys_vendor": "Google"}],
 }
 
 
@@ -50,7 +50,13 @@ def test_xen_instances_of_aws(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "facts", [{}, {"sys_vendor": "QEMU"}, {"sys_vendor": "Microsoft Corporation", "chassis_asset_tag": "None"}]
+    "facts",
+    [
+        {},
+        {"sys_vendor": "QEMU"},
+        {"sys_vendor": "Microsoft Corporation", "chassis_asset_tag": "None"},  # Hyper-V
+        {"sys_vendor": "Google", "product_name": "Eve"},  # a Chromebook
+    ],
 )
 def test_machines_at_home(tmp_path: Path, facts: dict[str, str]) -> None:
     assert recognise(str(machine(tmp_path, facts))) is None
