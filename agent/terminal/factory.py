@@ -71,16 +71,16 @@ class OwnTerminal:
 
 
 class Factory:
-    """Everything that terminals are made of. `lost` is called when those that are open will end with this agent."""
+    """Everything that terminals are made of. `warn` is told when some do not outlive their agent, and why."""
 
     def __init__(
-        self, context: CommandContext, clock: Clock, limits: Limits, counters: Counters, lost: Callable[[], None]
+        self, context: CommandContext, clock: Clock, limits: Limits, counters: Counters, warn: Callable[[str], None]
     ) -> None:
         self._context = context
         self._clock = clock
         self._limits = limits
         self._counters = counters
-        self._keeper = Keeper(clock, patience=limits.idle, lost=lost)
+        self._keeper = Keeper(clock, patience=limits.idle, warn=warn)
         self._directory: Path | None = None
         self._temporary: str | None = None
 

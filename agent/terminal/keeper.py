@@ -14,7 +14,8 @@ Messages of a SOCK_SEQPACKET connection are words; descriptors go with them.
   variables, `NAME=value`…, `end`.
 - A process is a pidfd: a number could mean another process by the time that it is used.
 - The latest agent counts: another's connection is closed.
-- Without an agent for SECONDS, or without one and without terminals, it ends: the shells get a hang-up.
+- Without an agent for SECONDS, or without one and without terminals, it ends, and with it the shells: nobody could
+  reach them any more, and some take no notice of a hang-up.
 
 Only modules in C are imported: a keeper starts in 10 ms and has 4 MB of its own.
 """
@@ -39,6 +40,12 @@ class Terminal:
         self.fds = fds
         """Master side, process, ring."""
 
+    def kill(self) -> None:
+        try:  # noqa: SIM105 - contextlib is slow to import
+            signal.pidfd_send_signal(self.fds[1], signal.SIGKILL)
+        except OSError:
+            pass  # it has ended, or runs as another user: then the hang-up ends it
+
     def close(self) -> None:
         for fd in self.fds:
             posix.close(fd)
@@ -52,6 +59,13 @@ class Keeper:
         self.terminals: dict[str, Terminal] = {}
 
     def run(self) -> None:
+        try:
+            self.serve()
+        finally:
+            for terminal in self.terminals.values():
+                terminal.kill()
+
+    def serve(self) -> None:
         while self.connection is not None or (self.terminals and self.listener is not None):
             poll = select.poll()
             if self.connection is not None:

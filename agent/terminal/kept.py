@@ -52,14 +52,14 @@ class Kept:
 
 
 class Keeper:
-    """The process that holds terminals. `patience` is how many seconds it holds those that no agent asks for; `lost` is
-    called when it ended without having been told to."""
+    """The process that holds terminals. `patience` is how many seconds it holds those that no agent asks for; `warn` is
+    told when terminals do not outlive their agent after all, and why."""
 
-    def __init__(self, clock: Clock, *, patience: float, lost: Callable[[], None]) -> None:
+    def __init__(self, clock: Clock, *, patience: float, warn: Callable[[str], None]) -> None:
         self._directory: Path | None = None
         self._clock = clock
         self._patience = patience
-        self._lost = lost
+        self._warn = warn
         self._connection: socket.socket | None = None
         self._child: int | None = None
         self._starting = asyncio.Lock()
@@ -79,8 +79,9 @@ class Keeper:
             undo.callback(_close_all, found)
             try:
                 await wait_for(self._clock, self._take_over(connection, found), _ANSWER_LIMIT)
-            except (OSError, TimeoutError, ValueError):
-                return []  # whatever it is, it does not hand over terminals
+            except (OSError, TimeoutError, ValueError) as error:
+                self._warn(f"those of a former agent were not handed over: {str(error) or 'no answer'}")
+                return []
             undo.pop_all()
         self._use(connection)
         return found
@@ -155,14 +156,26 @@ class Keeper:
                     await asyncio.to_thread(_reap, self._child)
                     self._child = None
                 try:
+                    listener = await asyncio.to_thread(self._listen)
                     connection, self._child = await asyncio.to_thread(
-                        _start_keeper, self._directory, max(round(self._patience), 1)
+                        _start_keeper, listener, max(round(self._patience), 1)
                     )
                 except OSError as error:
                     raise KeeperError(f"the process that keeps terminals cannot be started: {error}") from error
                 self._use(connection)
             assert self._connection is not None
             return self._connection
+
+    def _listen(self) -> socket.socket | None:
+        """Where a later agent will ask. Without that there are terminals all the same: on a full disk, somebody needs
+        one to make room."""
+        if self._directory is None:
+            return None
+        try:
+            return _listen(self._directory)
+        except OSError as error:
+            self._warn(f"those that are opened from now on end with this agent: {self._directory}: {error}")
+            return None
 
     def _use(self, connection: socket.socket) -> None:
         self._connection = connection
@@ -171,7 +184,7 @@ class Keeper:
     def _gone(self) -> None:
         if self._connection is not None:
             self._disconnect()
-            self._lost()
+            self._warn("those that are open now end with this agent: the process that keeps them has ended")
 
     def _disconnect(self) -> None:
         connection, self._connection = self._connection, None
@@ -234,7 +247,9 @@ class Keeper:
                 case ["ready"]:
                     return
                 case _:
-                    raise ValueError("this is no keeper of terminals")
+                    for fd in fds:
+                        os.close(fd)
+                    raise ValueError(f"{' '.join(words) or 'the end'!r} came with {len(fds)} descriptors")
 
 
 class StepFailedError(Exception):
@@ -295,21 +310,28 @@ def _connect(directory: Path) -> socket.socket | None:
     return connection
 
 
-def _start_keeper(directory: Path | None, patience: int) -> tuple[socket.socket, int]:
-    """A new keeper: the connection to it and its process id. Raises `OSError`."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with contextlib.ExitStack() as undo, theirs:
+def _listen(directory: Path) -> socket.socket:
+    """Raises `OSError`."""
+    with contextlib.ExitStack() as undo:
+        listener = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(directory / "terminals")
+        with _address(directory) as address:
+            listener.bind(address)
+        listener.listen(1)
+        undo.pop_all()
+    return listener
+
+
+def _start_keeper(listener: socket.socket | None, patience: int) -> tuple[socket.socket, int]:
+    """A new keeper: the connection to it and its process id. Takes over `listener`. Raises `OSError`."""
+    with contextlib.ExitStack() as undo, contextlib.ExitStack() as given:
+        if listener is not None:
+            given.enter_context(listener)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        given.enter_context(theirs)
         undo.callback(ours.close)
-        listener = None
-        with contextlib.ExitStack() as close_listener:
-            if directory is not None:
-                listener = close_listener.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(directory / "terminals")
-                with _address(directory) as address:
-                    listener.bind(address)
-                listener.listen(1)
-            child = _spawn_keeper(theirs.fileno(), listener.fileno() if listener is not None else None, patience)
+        child = _spawn_keeper(theirs.fileno(), listener.fileno() if listener is not None else None, patience)
         ours.setblocking(False)
         undo.pop_all()
     return ours, child

@@ -39,7 +39,7 @@ class TerminalService:
         self._limits = limits
         self._reports = reports or NoReports()
         self.counters = Counters()
-        self._factory = Factory(context, clock, limits, self.counters, self._keeper_lost)
+        self._factory = Factory(context, clock, limits, self.counters, _warn)
         self._terminals: dict[UUID, asyncio.Future[Terminal]] = {}
         self._connections: dict[asyncio.Task[Any], Stream] = {}
         self._closed = False
@@ -172,8 +172,9 @@ class TerminalService:
         self._terminals[kept.id] = made
         _log().info("going on with a terminal of a former agent", terminal=str(kept.id))
 
-    def _keeper_lost(self) -> None:
-        _log().warning("the process that keeps terminals has ended: those that are open now end with this agent")
+
+def _warn(reason: str) -> None:
+    _log().warning("terminals do not outlive their agent", reason=reason)
 
 
 def _log() -> Any:

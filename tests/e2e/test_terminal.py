@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import os
 import re
@@ -18,6 +19,7 @@ from pathlib import Path
 from uuid import UUID, uuid4
 
 import pytest
+import structlog
 
 from agent.clock import SystemClock
 from agent.protocol.pty import Init, encode_request
@@ -433,6 +435,28 @@ async def test_without_its_keeper_a_terminal_goes_on_and_new_ones_are_made(make:
     await client.until("still there")
     other = Client(service, shell())
     await other.until("$")
+
+
+@pytest.mark.parametrize("trouble", ["gone", "planted", "full"])
+async def test_a_state_directory_that_takes_nothing_costs_no_terminal(
+    make: MakeService, tmp_path: Path, trouble: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service, state = await make(), tmp_path / "state"
+    if trouble == "gone":
+        state.rmdir()
+    elif trouble == "planted":
+        (state / "terminals" / "in the way").mkdir(parents=True)
+    else:
+        monkeypatch.setattr("agent.terminal.kept._listen", _no_space)
+    with structlog.testing.capture_logs() as logged:
+        await Client(service, shell()).until("$")
+    assert [entry["event"] for entry in logged] == ["terminals do not outlive their agent"]
+    assert str(state) in logged[0]["reason"]
+    await service.aclose()
+
+
+def _no_space(directory: Path) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 async def test_terminals_that_are_used_up_are_told_and_the_others_go_on(make: MakeService, tmp_path: Path) -> None:
