@@ -51,6 +51,10 @@ def _run(**flags: tuple[str, ...]) -> None:
         for problem in error.problems:
             click.echo(f"error: {problem}", err=True)
         sys.exit(1)
+    if os.getpid() == 1 and sys.platform == "linux" and not config.no_reap:
+        from agent.launch.pid1 import become_init
+
+        become_init(config.log_dir)
     from agent.daemon.app import run
 
     sys.exit(run(config))

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, MutableMapping
 from pathlib import Path
+from typing import NoReturn
 from uuid import UUID
 
 from yarl import URL
@@ -52,6 +53,7 @@ from agent.daemon.network import Network
 from agent.daemon.operations import LocalServers, LogLevel, Shutdown, Status, socket_path
 from agent.daemon.reconnect import Connector
 from agent.daemon.reports import Banners, LifecycleReporter, TimingReporter
+from agent.daemon.sdnotify import VARIABLES as NOTIFY_VARIABLES
 from agent.daemon.sdnotify import Notifier
 from agent.daemon.shutdown import Stage, StopRequest, all_of, shut_down
 from agent.daemon.signals import handle_signals
@@ -125,7 +127,13 @@ async def _run(config: AgentConfig, output: LogOutput) -> None:
     request = StopRequest(clock)
     # Before anything that may take its time: a stop is a graceful one from the start (daemon.md §1.3, step 5).
     level = LogLevel(output)
-    with handle_signals(request.receive, environment, level.toggle):
+
+    def vanish() -> NoReturn:
+        """End without the clean-up that would end scripts, too."""
+        output.close()
+        os._exit(0)
+
+    with handle_signals(request.receive, environment, level.toggle, request.make_way):
         executable = _join_path(environment)
         get_logger("agent").info("agent is starting now", url=config.url, auth=config.auth, version=VERSION)
         headers = await _headers(config, environment, request, clock)
@@ -137,7 +145,7 @@ async def _run(config: AgentConfig, output: LogOutput) -> None:
                 credentials = await credential_source(config, tokenless, environment, clock)
                 plane = ControlPlane(http, _Unwritten(credentials, output), clock)
                 network = Network(URL(config.url), clock, headers=headers, port=config.tailnet_listen_port)
-                await _live(config, plane, network, executable, request, level, output.clean, clock)
+                await _live(config, plane, network, executable, request, level, output.clean, vanish, clock)
             except IdentityError as error:
                 raise StartError(str(error)) from error
             finally:
@@ -173,6 +181,7 @@ async def _live(
     request: StopRequest,
     level: LogLevel,
     redact: Callable[[str], str],
+    vanish: Callable[[], NoReturn],
     clock: Clock,
 ) -> None:
     # Programs in the workspace find the server by it, also where the agent was told by a flag.
@@ -184,6 +193,8 @@ async def _live(
         if config.token_file:  # where helpers, which have this user's rights, find it
             environment["CODER_AGENT_TOKEN_FILE"] = os.path.abspath(config.token_file)
     notifier = Notifier(environment)
+    for name in NOTIFY_VARIABLES:
+        environment.pop(name, None)
     journal = Journal()
     context = CommandEnvironment(
         process=environment,
@@ -333,6 +344,12 @@ async def _live(
         Stage("other scripts", workspace.close_scripts, 60.0),
         Stage("delivery", deliver, DELIVERY_LIMIT),
     ]
+    # Scripts and terminals have keepers, what the server does not know yet is on disk: a later agent goes on from there
+    # as it does after a crash, which is why nothing but this may end here.
+    handover = [
+        Stage("terminals", terminals.leave, 5.0),
+        Stage("journal", journal.flush, 2.0),
+    ]
     connector = Connector(plane, routines, request.stopping, clock, notifier.status)
     metrics.add(
         lambda: node_metrics(network.tailnet),
@@ -356,16 +373,23 @@ async def _live(
     )
     servers.open()
     connecting = asyncio.create_task(connector.run(), name="connector")
+    watchdog = asyncio.create_task(notifier.feed_watchdog(clock), name="watchdog")
     try:
         notifier.ready()
-        await request.stopping.wait()
+        await request.ending.wait()
+        if request.making_way:
+            await shut_down(handover, request.stopping, clock)
+        if request.making_way:
+            await servers.aclose()
+            vanish()
         notifier.stopping()
         unfinished = await shut_down(stages, request.skip, clock)
         shutdown.ended(unfinished, unsent())
         _exit_anyway()
     finally:
-        connecting.cancel()
-        await asyncio.wait({connecting})
+        for task in (connecting, watchdog):
+            task.cancel()
+        await asyncio.wait({connecting, watchdog})
         try:
             await servers.aclose()
             await network.aclose()

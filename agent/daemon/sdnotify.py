@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Mapping
 
+from agent.clock import Clock
 from agent.daemon.logfile import get_logger
+
+VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
+"""They are for this process only: a command that has them could speak for the agent."""
 
 
 class Notifier:
@@ -15,7 +20,16 @@ class Notifier:
         address = environment.get("NOTIFY_SOCKET", "")
         # "@" stands for the abstract name space.
         self._address = "\0" + address[1:] if address.startswith("@") else address
+        self._period = _watchdog_period(environment)
         self._failed = False
+
+    async def feed_watchdog(self, clock: Clock) -> None:
+        """Tell the watchdog, if there is one, that the event loop turns, for as long as it does."""
+        if self._period is None:
+            return
+        while True:
+            self._send("WATCHDOG=1")
+            await clock.sleep(self._period)
 
     def ready(self) -> None:
         """The agent runs. It may not be connected yet: a control plane that is away must not fail the unit."""
@@ -40,3 +54,11 @@ class Notifier:
             if not self._failed:
                 get_logger("agent.systemd").warning("systemd cannot be notified", socket=self._address, error=error)
             self._failed = True
+
+
+def _watchdog_period(environment: Mapping[str, str]) -> float | None:
+    """Seconds between two signs of life: a third of what systemd allows (sd_watchdog_enabled(3)); None: no watchdog."""
+    if environment.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
+        return None  # meant for a process that started this one
+    text = environment.get("WATCHDOG_USEC", "")
+    return int(text) / 3e6 if text.isascii() and text.isdigit() and int(text) > 0 else None

@@ -19,13 +19,28 @@ group got as well, and a dying parent of several threads sends its signal once f
 
 
 class StopRequest:
-    """What stop signals have asked for: `stopping` after the first, `skip` after one that insists."""
+    """What signals have asked for: `stopping` after the first stop signal, `skip` after one that insists.
+
+    `ending` is set by either wish to end, `making_way` when it is to make way for a newer agent; a stop wins over it.
+    """
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._first = 0.0
         self.stopping = asyncio.Event()
         self.skip = asyncio.Event()
+        self.ending = asyncio.Event()
+
+    @property
+    def making_way(self) -> bool:
+        """Whether to end as if nothing ended: the workspace goes on."""
+        return self.ending.is_set() and not self.stopping.is_set()
+
+    def make_way(self) -> None:
+        """A newer agent is to take over from this one."""
+        if not self.ending.is_set():
+            get_logger("agent").info("making way for a newer agent")
+            self.ending.set()
 
     def receive(self, signal: str) -> None:
         """A stop signal came; `signal` is its name."""
@@ -34,6 +49,7 @@ class StopRequest:
             log.info("shutting down", signal=signal)
             self._first = self._clock.now()
             self.stopping.set()
+            self.ending.set()
         elif self._clock.now() - self._first >= ECHO:
             log.warning("stopping at once", signal=signal)
             self.skip.set()

@@ -22,10 +22,13 @@ MAX_DUMP = 64 * 1024 * 1024
 
 @contextmanager
 def handle_signals(
-    stop: Callable[[str], None], environment: Mapping[str, str], talk: Callable[[], None] = lambda: None
+    stop: Callable[[str], None],
+    environment: Mapping[str, str],
+    talk: Callable[[], None] = lambda: None,
+    make_way: Callable[[], None] = lambda: None,
 ) -> Iterator[None]:
-    """Call `stop` with the signal's name for each stop signal, `talk` on SIGUSR1 (log more, or less again), and dump
-    stacks on SIGQUIT and SIGTRAP.
+    """Call `stop` with the signal's name for each stop signal, `talk` on SIGUSR1 (log more, or less again),
+    `make_way` on SIGUSR2 (a newer agent is to take over), and dump stacks on SIGQUIT and SIGTRAP.
 
     SIGQUIT then ends the process with code 1, with no shutdown. With `GOTRACEBACK=crash` it keeps its default, a core
     dump. Use it within the running loop, in the main thread.
@@ -34,6 +37,7 @@ def handle_signals(
     for number in STOP_SIGNALS:
         loop.add_signal_handler(number, stop, number.name)
     loop.add_signal_handler(signal.SIGUSR1, talk)
+    loop.add_signal_handler(signal.SIGUSR2, make_way)
 
     # Not through the loop: what is to be dumped may be that the loop does not turn.
     def dump(number: int, frame: FrameType | None) -> None:
@@ -48,7 +52,7 @@ def handle_signals(
     try:
         yield
     finally:
-        for number in (*STOP_SIGNALS, signal.SIGUSR1):
+        for number in (*STOP_SIGNALS, signal.SIGUSR1, signal.SIGUSR2):
             loop.remove_signal_handler(number)
         for number, handler in before.items():
             signal.signal(number, handler)

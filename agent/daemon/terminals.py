@@ -74,6 +74,12 @@ class Terminals:
             service = await asyncio.shield(self._opening)
             await service.aclose()
 
+    async def leave(self) -> None:
+        """Let go of the terminals for a later agent, as far as that is possible. Idempotent."""
+        if self._opening is not None:
+            service = await asyncio.shield(self._opening)
+            await service.leave()
+
     async def _open(self, directory: Path | None) -> TerminalService:
         await asyncio.to_thread(importlib.import_module, "agent.terminal")
         from agent.terminal import Limits, TerminalService
