@@ -59,6 +59,11 @@ class World:
             "CODER_AGENT_LOG_DIR": str(tmp_path / "log"),
             "CODER_AGENT_SCRIPT_DATA_DIR": str(tmp_path / "data"),
             "CODER_AGENT_STATE_DIR": str(tmp_path / "state"),
+            "CODER_AGENT_STATUS_SOCKET": str(tmp_path / "status.sock"),
+            # The default addresses are there once on a machine, which may have other agents.
+            "CODER_AGENT_PPROF_ADDRESS": "",
+            "CODER_AGENT_PROMETHEUS_ADDRESS": "",
+            "CODER_AGENT_DEBUG_ADDRESS": "",
         }
         self.agent = Component("agent", ["agent"], directory=tmp_path, environment=environment)
 
