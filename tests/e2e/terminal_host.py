@@ -1,6 +1,6 @@
-"""An agent's terminal service in a process that is to be killed: `terminal_host DIRECTORY TERMINAL IDLE`.
+"""An agent's terminal service in a process that is to be killed: `terminal_host DIRECTORY TERMINAL IDLE COMMANDS`.
 
-It makes one terminal with a shell that ignores hang-ups, prints the shell's process id, and goes on.
+It makes one terminal, prints the process id of its shell, has that run the commands, and goes on.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ async def main() -> None:
     service = TerminalService(Context(directory), SystemClock(), limits=Limits(idle=idle))
     await service.open(directory / "state")
     client = Client(service, Init(UUID(sys.argv[2]), 24, 80))
-    client.stream.say(encode_request("x=kept; trap '' HUP; echo started as $$; sleep 1; seq 3; echo th''e-end\r"))
+    client.stream.say(encode_request(f"x=kept; echo started as $$; {sys.argv[4]}\r"))
     sys.stdout.write(f"{await client.number('started as ')}\n")
     sys.stdout.flush()
     await asyncio.sleep(60)

@@ -366,13 +366,13 @@ async def test_a_full_screen_program_looks_the_same_after_coming_back(make: Make
 
 
 @asynccontextmanager
-async def killed_agent(directory: Path, terminal: UUID, idle: float) -> AsyncIterator[int]:
+async def killed_agent(directory: Path, terminal: UUID, idle: float, commands: str = ":") -> AsyncIterator[int]:
     """An agent that had a terminal and was killed; the process of the shell."""
-    yield await asyncio.to_thread(_killed_agent, directory, terminal, idle)
+    yield await asyncio.to_thread(_killed_agent, directory, terminal, idle, commands)
 
 
-def _killed_agent(directory: Path, terminal: UUID, idle: float) -> int:
-    command = [sys.executable, "-m", "tests.e2e.terminal_host", str(directory), str(terminal), str(idle)]
+def _killed_agent(directory: Path, terminal: UUID, idle: float, commands: str) -> int:
+    command = [sys.executable, "-m", "tests.e2e.terminal_host", str(directory), str(terminal), str(idle), commands]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         try:
@@ -383,7 +383,7 @@ def _killed_agent(directory: Path, terminal: UUID, idle: float) -> int:
 
 async def test_a_killed_agents_terminals_are_found_again(make: MakeService, tmp_path: Path) -> None:
     terminal = uuid4()
-    async with killed_agent(tmp_path, terminal, idle=60) as process:
+    async with killed_agent(tmp_path, terminal, 60, "sleep 1; seq 3; echo th''e-end") as process:
         assert os.path.exists(f"/proc/{process}")
         service = await make()
         assert service.terminals == 1
@@ -398,8 +398,9 @@ async def test_a_killed_agents_terminals_are_found_again(make: MakeService, tmp_
         await gone(process)
 
 
-async def test_orphaned_terminals_end_when_no_agent_comes(make: MakeService, tmp_path: Path) -> None:
-    async with killed_agent(tmp_path, uuid4(), idle=1) as process:
+@pytest.mark.parametrize("commands", [":", "trap '' HUP; exec sleep 1000"])
+async def test_orphaned_terminals_end_when_no_agent_comes(make: MakeService, tmp_path: Path, commands: str) -> None:
+    async with killed_agent(tmp_path, uuid4(), 1, commands) as process:
         await gone(process)
         assert (await make()).terminals == 0
 
