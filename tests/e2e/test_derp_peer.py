@@ -104,6 +104,19 @@ async def test_their_client_at_our_relay(peer_program: Path, arguments: tuple[st
         await until(lambda: not served.relay.clients)
 
 
+@pytest.mark.spec("tailnet", 39)
+async def test_their_health_check_finds_our_relay_healthy(peer_program: Path) -> None:
+    """Two throw-away keys, and a packet a second from one to the other until it comes back."""
+    async with serving(Served()) as served:
+        port = ("-port", str(served.port))
+        async with running(peer_program, "derp-client", *port) as one:
+            first_key = await one.line("key")
+            async with running(peer_program, "derp-client", *port, "-probe", first_key) as other:
+                await other.line("answered")
+                assert not any(line.startswith("websocket") for line in one.said + other.said)
+                assert served.upgrades == ["derp", "derp"]
+
+
 async def test_their_client_falls_back_at_our_relay(peer_program: Path) -> None:
     served = Served()
     served.refuse = (400, "no upgrades here\n")

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"time"
 
 	"github.com/coder/websocket"
 	"tailscale.com/derp"
@@ -50,11 +51,13 @@ func derpServer() error {
 }
 
 // derpClient stays connected to the relay of a port, prints `key HEX` when it is there, sends every datagram back to
-// where it came from, and prints `gone HEX REASON` and `websocket REASON`.
+// where it came from, and prints `gone HEX REASON` and `websocket REASON`. With a key to probe it asks that one once a
+// second instead, as the health check of `coder netcheck` does, and prints `answered`.
 func derpClient(arguments []string) error {
 	flags := flag.NewFlagSet("derp-client", flag.ExitOnError)
 	port := flags.Int("port", 0, "of the relay on 127.0.0.1")
 	forced := flags.Bool("websocket", false, "do not try Upgrade")
+	probed := flags.String("probe", "", "key of another derp-client in hexadecimal")
 	if err := flags.Parse(arguments); err != nil {
 		return err
 	}
@@ -74,6 +77,19 @@ func derpClient(arguments []string) error {
 			return err
 		}
 	}
+	if *probed != "" {
+		var peer key.NodePublic
+		if err := peer.UnmarshalText([]byte("nodekey:" + *probed)); err != nil {
+			return err
+		}
+		go func() {
+			for ; ; time.Sleep(time.Second) {
+				if err := client.Send(peer, []byte("are you there?")); err != nil {
+					log.Print(err)
+				}
+			}
+		}()
+	}
 	for {
 		message, err := client.Recv()
 		if err != nil {
@@ -90,6 +106,10 @@ func derpClient(arguments []string) error {
 				fmt.Println("pong")
 			}()
 		case derp.ReceivedPacket:
+			if *probed != "" {
+				fmt.Println("answered")
+				continue
+			}
 			if err := client.Send(message.Source, message.Data); err != nil {
 				return err
 			}
