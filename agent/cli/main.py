@@ -16,6 +16,8 @@ from agent.version import version_text
 COMMANDS = {
     "agent": "Run the daemon that connects this workspace to its control plane.",
     "status": "Tell how the agent on this machine is doing.",
+    "install": "Install the agent as a service of this machine or user.",
+    "uninstall": "Stop the agent that `install` set up, and remove it.",
     "drain": "Shut down the agent on this machine, and tell what did not finish.",
     "log-level": "Change how much the running agent logs.",
     "doctor": "Find out what keeps an agent on this machine from working.",
