@@ -29,6 +29,7 @@ from agent.server.api.agent_rpc import AgentRpc
 from agent.server.api.agents import Agents
 from agent.server.api.appearance import Appearance
 from agent.server.api.buildinfo import BuildInfo
+from agent.server.api.containers import Containers
 from agent.server.api.derp import Derp
 from agent.server.api.external_auth import ExternalAuth
 from agent.server.api.instance_identity import InstanceIdentity, identity_tokens
@@ -38,6 +39,7 @@ from agent.server.api.pty import Pty
 from agent.server.api.tailnet import Tailnet
 from agent.server.api.users import Users
 from agent.server.api.watch import Watch
+from agent.server.api.workspaces import Workspaces
 from agent.server.auth import Authenticator, Passwords
 from agent.server.config import ServerConfig
 from agent.server.coordinator import Coordinator
@@ -172,11 +174,14 @@ async def _compose(
         proxy.serve, clock, address=config.address, port=urlsplit(own_url).port or 80, access_url=access_url
     )
     managed = Agents(database, events, clock, coordinator, derp_maps)
+    watch = Watch(database, events, long_lived, network, managed, clock)
     parts = (
         build_info,
         people,
         managed,
-        Watch(database, events, long_lived, network, managed, clock),
+        watch,
+        Workspaces(database, events, long_lived, managed, watch, clock),
+        Containers(database, clock),
         Pty(database, network, terminals, clock),
         ListeningPorts(database, agent_ports, clock),
         Ports(database, events, long_lived, agent_ports, access, origins, clock),

@@ -17,6 +17,7 @@ from agent.api.proto import agent_pb2 as pb
 from agent.api.proto import tailnet_pb2 as tailnet_pb
 from agent.api.versions import ApiVersion
 from tests.server.deployment import DEFINITION, Deployment, NewAgent, deployment
+from tests.server.shapes import differences
 
 VECTORS = json.loads((Path(__file__).parent.parent / "vectors" / "rest.json").read_text())
 RECORDED_AGENT = "936f0a74-460e-44d7-a254-0789f5951835"
@@ -153,27 +154,4 @@ def _differences(name: str, vector: dict[str, Any], status: int, headers: dict[s
             yield f"{name}: message {ours.get('message')} for {theirs.get('message')}"
         if ("message" in theirs and "validations" in theirs) and ours.get("validations") != theirs["validations"]:
             yield f"{name}: validations {ours.get('validations')} for {theirs['validations']}"
-    yield from (f"{name}: {line}" for line in _shape(ours, theirs, ABSENT.get(name, {})))
-
-
-def _shape(ours: Any, theirs: Any, absent: dict[str, str], where: str = "$") -> Iterator[str]:
-    if isinstance(theirs, dict) and isinstance(ours, dict):
-        if where.endswith("environment_variables"):
-            return
-        if where.endswith("latency"):  # by the name of the region, which is another one
-            ours, theirs = dict(enumerate(ours.values())), dict(enumerate(theirs.values()))
-        for key in theirs.keys() - ours.keys() - absent.keys():
-            yield f"{where} has no {key}"
-        for key in ours.keys() - theirs.keys() - ADDED.keys():
-            yield f"{where} has also {key}"
-        for key in theirs.keys() & ours.keys():
-            yield from _shape(ours[key], theirs[key], absent, f"{where}.{key}")
-    elif isinstance(theirs, list) and isinstance(ours, list):
-        if bool(ours) != bool(theirs):
-            yield f"{where} has {len(ours)} items for {len(theirs)}"
-        elif ours:
-            # The recorded app has a health check; so has one of ours.
-            pairs = [_shape(one, theirs[0], absent, f"{where}[]") for one in ours]
-            yield from min((list(pair) for pair in pairs), key=len)
-    elif type(ours) is not type(theirs):
-        yield f"{where} is a {type(ours).__name__} for a {type(theirs).__name__}"
+    yield from (f"{name}: {line}" for line in differences(ours, theirs, absent=ABSENT.get(name, {}), added=ADDED))

@@ -10,6 +10,7 @@ import msgspec
 from aiohttp import web
 
 from agent.clock import Clock
+from agent.server.api.workspace_models import ORGANIZATION
 from agent.server.auth import COOKIE, Passwords, UserPrincipal, hash_secret, new_key
 from agent.server.errors import ApiError, ErrorBody, Validation, forbidden, hidden, invalid
 from agent.server.http import Call, no_content, reply
@@ -19,8 +20,6 @@ from agent.server.store.schema import ApiKey, OneTimeLogin, User
 from agent.server.store.users import TakenError
 from agent.server.wire import ZERO_TIME, Body, Time, parse_uuid, rfc3339
 
-ORGANIZATION = UUID("6b6f7765-0000-4000-8000-000000000001")
-"""There is one organization; clients want to see its id."""
 MIN_PASSWORD, MAX_PASSWORD = 8, 256
 DEFAULT_TOKEN_LIFETIME = 30 * 86400 * 10**9
 MAX_TOKEN_LIFETIME = 100 * 365 * 86400 * 10**9
@@ -320,11 +319,11 @@ class Users:
 
     async def show(self, call: Call) -> web.Response:
         async with self._database.reading() as session:
-            return reply(_answer(await _find(session, call)))
+            return reply(_answer(await find_user(session, call)))
 
     async def delete(self, call: Call) -> web.Response:
         async with self._database.transaction() as session:
-            user = await _find(session, call)
+            user = await find_user(session, call)
             if user.id == call.user.id:
                 raise ApiError(403, "You cannot delete yourself!")
             if await users.owns_workspaces(session, user.id):
@@ -337,7 +336,7 @@ class Users:
     async def set_password(self, call: Call) -> web.Response:
         asked = await call.body(NewPassword)
         async with self._database.reading() as session:
-            user = await _find(session, call)
+            user = await find_user(session, call)
         _check_password(asked.password)
         if (
             user.id == call.user.id
@@ -352,7 +351,7 @@ class Users:
 
     async def create_link(self, call: Call) -> web.Response:
         async with self._database.reading() as session:
-            user = await _find(session, call)
+            user = await find_user(session, call)
         if user.id != call.user.id:
             raise forbidden()
         return reply(await self.new_link(user.id), 201)
@@ -375,14 +374,14 @@ class Users:
 
     async def create_session(self, call: Call) -> web.Response:
         async with self._database.reading() as session:
-            user = await _find(session, call)
+            user = await find_user(session, call)
         if user.id != call.user.id:
             raise forbidden()
         return reply(NewKeyAnswer(key=await self._new_session(user.id)), 201)
 
     async def tokens(self, call: Call) -> web.Response:
         async with self._database.reading() as session:
-            user = await _find(session, call)
+            user = await find_user(session, call)
             found = await users.keys(session, user.id, "token")
         return reply([_key(key) for key in found])
 
@@ -394,7 +393,7 @@ class Users:
             raise invalid(Validation("lifetime", f"Must be from 0 to {MAX_TOKEN_LIFETIME} nanoseconds."))
         lifetime = (asked.lifetime or DEFAULT_TOKEN_LIFETIME) // 1000
         async with self._database.reading() as session:
-            user = await _find(session, call)
+            user = await find_user(session, call)
         if user.id != call.user.id:
             raise forbidden()
         return reply(NewKeyAnswer(key=await self._add_key(user.id, "token", asked.token_name, lifetime)), 201)
@@ -478,7 +477,7 @@ class Users:
         return self._clock.wall() // 1000
 
 
-async def _find(session: Session, call: Call) -> User:
+async def find_user(session: Session, call: Call) -> User:
     """The user that the path names. Raises `ApiError` 404, also where a member asks for somebody else."""
     name, caller = call.path("user"), call.user
     if name == "me":
@@ -498,7 +497,7 @@ def _may_see(caller: UserPrincipal, user: User) -> bool:
 
 
 async def _find_key(session: Session, call: Call) -> ApiKey:
-    user = await _find(session, call)
+    user = await find_user(session, call)
     key = await users.find_key(session, user.id, call.path("key"))
     if key is None:
         raise hidden()

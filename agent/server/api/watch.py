@@ -19,9 +19,10 @@ from msgspec import UNSET, UnsetType
 from agent.clock import Clock
 from agent.server.api import models
 from agent.server.api.agents import Agents, find_agent
+from agent.server.errors import ApiError
 from agent.server.events import Events, agent_topic, owner_topic, workspace_topic
 from agent.server.http import Call
-from agent.server.longlived import HEARTBEAT, EventStream, LongLived, event_stream
+from agent.server.longlived import HEARTBEAT, EventStream, LongLived, OneWaySocket, event_stream
 from agent.server.network import AgentNetwork, AgentUnreachableError
 from agent.server.routes import Route, Text
 from agent.server.store import Database, QueryError, agents, users, workspaces
@@ -31,8 +32,10 @@ PAUSE = 0.25
 """Seconds between two states at least: what changes together is told together."""
 RECHECK = 5.0
 """Seconds after which is looked again though nothing was told: time alone makes an agent late."""
+MEASURE_FIRST = 0.5
+"""Seconds until it is looked at how a watched agent is reached …"""
 MEASURE = 10.0
-"""Seconds between two looks at how a watched agent is reached …"""
+"""… between two looks …"""
 MEASURE_LIMIT = 5.0
 """… and how long one may take."""
 RUNS = 200
@@ -145,8 +148,11 @@ class Watch:
             state = WatchedAgent(name=row.workspace.name, agent=described, timings=timings, path=self._path(agent))
             return state, {agent_topic(agent), workspace_topic(row.workspace.id)}
 
+        def found() -> None:
+            self._events.publish(agent_topic(agent))
+
         measuring = asyncio.create_task(
-            measure(self._network, agent, lambda: connected, self._clock), name=f"path to agent {agent}"
+            measure(self._network, agent, lambda: connected, found, self._clock), name=f"path to agent {agent}"
         )
         try:
             return await self._serve(call, look)
@@ -163,14 +169,34 @@ class Watch:
 
     async def _serve(self, call: Call, look: Callable[[], Awaitable[tuple[Any, set[str]]]]) -> web.StreamResponse:
         async with event_stream(call, self._clock, self._long_lived) as stream:
-            try:
-                await self._tell(stream, look)
-            except QueryError:
-                # The page comes back by itself.
-                log.exception("cannot read what somebody watches", path=call.request.path)
+            await self.tell(call, stream, look)
         return stream.response
 
-    async def _tell(self, stream: EventStream, look: Callable[[], Awaitable[tuple[Any, set[str]]]]) -> None:
+    async def tell(
+        self,
+        call: Call,
+        stream: EventStream | OneWaySocket,
+        look: Callable[[], Awaitable[tuple[Any, set[str]]]],
+        *,
+        greet: bool = False,
+    ) -> None:
+        """Emit what `look` finds whenever that is another state; the topics that it gives tell when to look again.
+        `greet` with a ping, as clients of the Coder API wait for one. Ends when there is nothing to look at any more.
+        """
+        try:
+            if greet:
+                await stream.emit("ping")
+            await self._tell(stream, look)
+        except ApiError as error:
+            # It was there when the stream was opened.
+            await stream.emit("error", error.body)
+        except QueryError:
+            # The page comes back by itself.
+            log.exception("cannot read what somebody watches", path=call.request.path)
+
+    async def _tell(
+        self, stream: EventStream | OneWaySocket, look: Callable[[], Awaitable[tuple[Any, set[str]]]]
+    ) -> None:
         topics: set[str] = set()
         told, told_at = b"", 0.0
         while True:
@@ -190,14 +216,20 @@ class Watch:
                 await stream.wait(subscription, RECHECK - PAUSE)
 
 
-async def measure(network: AgentNetwork, agent: UUID, connected: Callable[[], bool], clock: Clock) -> None:
+async def measure(
+    network: AgentNetwork, agent: UUID, connected: Callable[[], bool], found: Callable[[], None], clock: Clock
+) -> None:
     """Ask the agent for its path for as long as somebody watches: otherwise nothing is known of it before the first
-    terminal, and nothing new while that is idle."""
+    terminal, and nothing new while that is idle. `found` is called when the first answer is there."""
+    answered = False
     while True:
-        await clock.sleep(PAUSE)
+        await clock.sleep(MEASURE_FIRST)
         if not connected():
             continue
         # The path says itself that there is none.
         with suppress(AgentUnreachableError):
             await network.ping(agent, MEASURE_LIMIT)
-        await clock.sleep(MEASURE - PAUSE)
+            if not answered:
+                found()
+            answered = True
+        await clock.sleep(MEASURE - MEASURE_FIRST)

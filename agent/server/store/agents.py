@@ -117,6 +117,13 @@ async def newest(session: AsyncSession, owner_id: UUID | None = None, name: str 
     return [AgentRow(row[0], row[1], row[2], row[3]) for row in rows]
 
 
+async def of_workspace(session: AsyncSession, workspace_id: UUID) -> AgentRow | None:
+    """The agent of the workspace's last start build; also of a deleted workspace."""
+    query = _rows().where(Workspace.id == workspace_id).order_by(Build.number.desc()).limit(1)
+    row = (await session.execute(query)).one_or_none()
+    return None if row is None else AgentRow(row[0], row[1], row[2], row[3])
+
+
 async def scripts(session: AsyncSession, agent_id: UUID) -> Sequence[Script]:
     return (await session.scalars(select(Script).where(Script.agent_id == agent_id).order_by(Script.position))).all()
 

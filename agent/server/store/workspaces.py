@@ -68,6 +68,19 @@ async def mark_deleted(session: AsyncSession, workspace_id: UUID, now: int) -> N
     await session.execute(update(Workspace).where(Workspace.id == workspace_id).values(deleted=True, updated_at=now))
 
 
+async def note_use(session: AsyncSession, workspace_id: UUID, now: int) -> None:
+    """Somebody uses the workspace; the time when it was last changed tells that as well."""
+    await session.execute(update(Workspace).where(Workspace.id == workspace_id).values(updated_at=now))
+
+
+async def last_sessions(session: AsyncSession, agent_ids: Sequence[UUID]) -> dict[UUID, int]:
+    """When the last session of each agent began or ended; agents without any are missing."""
+    began, ended = func.max(Connection.connected_at), func.max(Connection.disconnected_at)
+    query = select(Connection.agent_id, began, ended).where(Connection.agent_id.in_(agent_ids))
+    found = await session.execute(query.group_by(Connection.agent_id))
+    return {agent: max(start or 0, end or 0) for agent, start, end in found}
+
+
 # Builds
 
 
