@@ -68,8 +68,8 @@ def _check(answer: Answer) -> None:
         raise ProofError("Azure's attested document", "it is not JSON, or only a part of it", answer) from None
     except (KeyError, TypeError):
         raise ProofError("Azure's attested document", "it lacks signature or encoding", answer) from None
-    if not all(isinstance(value, str) and value for value in fields.values()):
-        raise ProofError("Azure's attested document", "signature or encoding is empty", answer)
+    if not all(isinstance(value, str) and value and value.isascii() for value in fields.values()):
+        raise ProofError("Azure's attested document", "signature or encoding is empty, or no plain text", answer)
 
 
 def _advice(error: MetadataError) -> str:

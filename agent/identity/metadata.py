@@ -214,6 +214,10 @@ class HttpAsker:
                     body += chunk
                     if len(body) > MAX_BODY:
                         raise AskError(f"the answer has more than {MAX_BODY} bytes")
+        except aiohttp.ClientResponseError:
+            raise AskError("the answer is not proper HTTP") from None  # the error quotes it
+        except aiohttp.ClientPayloadError:
+            raise AskError("the answer broke off, or is not proper HTTP") from None
         except (aiohttp.ClientError, OSError) as error:
             raise AskError(str(error) or type(error).__name__) from error
         return Answer(response.status, bytes(body), {name.lower(): value for name, value in response.headers.items()})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import traceback
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack
 from importlib import import_module
@@ -11,9 +12,11 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+from yarl import URL
 
 from agent.clock import SystemClock
 from agent.identity import CLOUDS, Auto, Cloud, IdentityError, InstanceIdentity
+from agent.identity.metadata import AskError, http_asker
 from agent.testing.metadata import Authority, FakeMetadata, Faults, Instance, Request
 from agent.testing.metadata.__main__ import make
 from agent.testing.processes import Component
@@ -149,6 +152,31 @@ async def test_faults(running: Running, faults: Faults, text: str) -> None:
         await identity(cloud, url).obtain()
     fake.change({"faults": {}})
     assert await identity(cloud, url).obtain() == "token"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello-SECRET\r\n",
+        b"SECRET\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nSECRET\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nSECRET\r\n",
+        b"HTTP/1.1 200 OK\r\nX: SECRET" + b"x" * 9000 + b"\r\n\r\n",
+    ],
+)
+async def test_answers_that_are_not_http_are_not_quoted(answer: bytes) -> None:
+    """They may have a credential in them, and the error is logged."""
+
+    async def reply(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+        writer.close()
+
+    async with await asyncio.start_server(reply, "127.0.0.1", 0) as server, http_asker() as asker:
+        url = URL(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/")
+        with pytest.raises(AskError, match="not proper HTTP") as caught:
+            await asker.ask("GET", url, {})
+        assert "SECRET" not in "".join(traceback.format_exception(caught.value))
 
 
 async def test_auto_finds_each(running: Running, tmp_path: Path) -> None:

@@ -56,6 +56,12 @@ async def test_azure() -> None:
     assert asker.requests == [("GET", url, {"Metadata": "true"})]
 
 
+@pytest.mark.parametrize("field", ["signature", "encoding"])
+async def test_azure_with_text_that_cannot_be_sent(field: str) -> None:
+    with pytest.raises(IdentityError, match="attested document is unusable"):
+        await prove(AZURE, *[ok(json.dumps({**ATTESTED, field: "\ud800"}))] * 5)
+
+
 @pytest.mark.spec("agent-api", 14)
 async def test_google() -> None:
     proof, asker = await prove(GOOGLE, ok(JWT, metadata_flavor="Google"))
