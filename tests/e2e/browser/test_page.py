@@ -138,6 +138,7 @@ async def test_an_agent_is_stopped_and_deleted_after_a_question(place: Place) ->
     await expect(page.get_by_text("doomed")).to_have_count(0)
 
 
+@pytest.mark.spec("tailnet", 62)
 async def test_a_port_that_listens_opens_on_an_origin_of_its_own(place: Place) -> None:
     (place.directory / "index.html").write_text("<h1>Hello from the workspace</h1>")
     created = await place.start_agent("ports")
@@ -253,6 +254,7 @@ async def test_every_view_is_readable_for_all_and_fits_the_screen(place: Place, 
     await page.goto(f"{place.running.url}/agents/{created.id}")
     terminal = Terminal(page)
     await terminal.connected()
+    await expect(page.locator(".path")).to_contain_text(re.compile(r"(direct|relayed).* ms"))
     await page.keyboard.type(
         "ls --color=always -d /etc /bin /tmp /dev/null; printf '\\e[1;31mred \\e[32mgreen\\e[m\\n'\n"
     )
