@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import re
+import signal
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -85,6 +86,16 @@ async def test_a_shell_outlives_its_agent_and_ends_with_a_shutdown(tmp_path: Pat
             await again.match(rb"pid %d\r\n" % process)
             await again.type("echo $$ $x$x\r")
             await again.match(rb"%d keptkept" % process)
+
+            # The same, in good order: it makes way for a newer agent.
+            agent.send_signal(signal.SIGUSR2)
+            assert await agent.wait() == 0
+            assert os.path.exists(f"/proc/{process}")
+            await agent.start()
+            await running.wait_for(created, 30, status={"connected"})
+            later = await attach(init)
+            await later.type("echo $$ $x$x$x\r")
+            await later.match(rb"%d keptkeptkept" % process)
 
             stopping = asyncio.create_task(agent.stop(30))
             await gone(process)
