@@ -44,9 +44,13 @@ def ssh(agent: str, command: tuple[str, ...], stdio: bool, suffix: str, tty: boo
         openssh.execute("ssh", [*_flags(tty, others), "--", agent, *command])
     if any(others[name] for name in _OPENSSH_ONLY):
         raise CliError("forwards and options need OpenSSH's ssh, which is not installed")
-    from agent.cli.ssh_client import session
+    from agent.cli.ssh_client import FAILED, session
 
-    sys.exit(run(session(agent, command, tty=tty or not command)))
+    try:
+        sys.exit(run(session(agent, command, tty=tty or not command)))
+    except CliError as error:
+        error.exit_code = FAILED  # as with OpenSSH's
+        raise
 
 
 def without_suffix(host: str, suffix: str) -> str:

@@ -18,7 +18,7 @@ from agent.cli.reaching import connected
 
 PORT = 1
 FAILED = 255
-"""What ssh ends with where the command gave no status."""
+"""What ssh ends with where there was no connection, or the command gave no status."""
 
 
 async def session(agent: str, command: Sequence[str], *, tty: bool) -> int:

@@ -63,6 +63,7 @@ async def cli(tmp_path: Path) -> AsyncIterator[Cli]:
 
 
 @needs_openssh
+@pytest.mark.spec("tailnet", 55, 61)
 async def test_commands_shells_and_files(cli: Cli, tmp_path: Path) -> None:
     assert await cli.command("ssh", "dev", "echo out; echo err >&2; exit 3", code=3) == (b"out\n", b"err\n")
     data = os.urandom(3_000_000)
@@ -100,7 +101,8 @@ async def test_a_configured_host(cli: Cli) -> None:
 async def test_standard_streams_are_the_connection(cli: Cli) -> None:
     # What is said before the end of the input arrives; the server's end then ends the command.
     process = await cli.start(sys.executable, "-m", "agent", "ssh", "--stdio", "dev")
-    assert process.stdin is not None and process.stdout is not None
+    assert process.stdin is not None
+    assert process.stdout is not None
     async with asyncio.timeout(LIMIT):
         assert (await process.stdout.readline()).startswith(b"SSH-2.0-")
         process.stdin.write_eof()
@@ -125,3 +127,5 @@ async def test_a_machine_without_openssh(cli: Cli) -> None:
     assert b"need OpenSSH" in err
     _, err = await cli.command("cp", "dev:a", "b", code=1, path=nowhere)
     assert b"needs OpenSSH's scp" in err
+    _, err = await cli.command("ssh", "none", code=255, path=nowhere)
+    assert b'There is no agent "none"' in err

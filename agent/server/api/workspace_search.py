@@ -38,6 +38,8 @@ def parse(text: str, me: str) -> Search:
         key = (term["key"] or "").lower()
         value = (term["plain"] if term["quoted"] is None else term["quoted"]).lower()
         if not key:
+            if ":" in value:
+                raise invalid(Validation("q", f"{value!r} is neither a name nor KEY:VALUE"))
             owner, slash, name = value.partition("/")
             terms = {"owner": owner, "name": name} if slash else {"name": value}
         elif key in KEYS:
