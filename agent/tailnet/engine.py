@@ -114,6 +114,8 @@ class Engine:
         self.stack = TcpStack(addresses, limits=limits)
         self._streams: dict[Connection, TailnetStream] = {}
         self._accepted: set[Connection] = set()
+        self._ways: dict[bytes, Endpoint | int | None] = {}
+        """How each peer was reached last: its endpoint, or the number of a relay's region."""
         self._packets: list[bytes] = []
         self._held: OrderedDict[bytes, tuple[float, bytes, int]] = OrderedDict()
         self._tsmp: dict[bytes, asyncio.Future[None]] = {}
@@ -154,6 +156,7 @@ class Engine:
                     stream.abort("the peer left the network")
         self.device.remove_peer(node_key)
         self.paths.remove_peer(node_key)
+        self._ways.pop(node_key, None)
 
     # ---- what arrives
 
@@ -344,6 +347,13 @@ class Engine:
         route, sends = self.paths.route(key, now)
         if sends:
             self._emit(sends)
+        # While both are tried, the relay is the one that can be relied on.
+        way = route.region or route.endpoint
+        known = self._ways.get(key)
+        if way != known:
+            self._ways[key] = way
+            if known is not None:
+                self.stack.way_changed(peer.addresses)
         if route.endpoint is not None:
             self._outside.send_udp(route.endpoint, datagrams)
         if route.region:

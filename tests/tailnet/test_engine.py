@@ -9,7 +9,7 @@ import pytest
 
 from agent.protocol import ip
 from agent.protocol.ip import Datagram
-from agent.protocol.tcp import ConnectionRefusedTcpError, TcpError
+from agent.protocol.tcp import ConnectionRefusedTcpError, TcpError, TcpStack
 from agent.tailnet.streams import TailnetStream
 from agent.testing import ManualClock, settle
 from tests.tailnet.nodes import pair
@@ -65,8 +65,14 @@ async def test_icmp_echo_and_udp(clock: ManualClock) -> None:
         assert [datagram.payload for datagram in b.datagrams] == [b"hello"]
 
 
-async def test_traffic_moves_to_udp_and_streams_survive_its_loss(clock: ManualClock) -> None:
+async def test_traffic_moves_to_udp_and_streams_survive_its_loss(
+    clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with pair(clock, direct=True) as (a, b):
+        moves: list[object] = []
+        monkeypatch.setattr(
+            TcpStack, "way_changed", lambda stack, of: moves.append(of) if stack is a.engine.stack else None
+        )
         stream = a.engine.dial(b.address, 7)
         await stream.connected()
 
@@ -84,8 +90,10 @@ async def test_traffic_moves_to_udp_and_streams_survive_its_loss(clock: ManualCl
         before = a.direct
         await turn(b"three")
         assert a.direct > before
+        assert moves == [{b.address}], "from the relay to UDP"
         a.net.udp = False
         await turn(b"lost on the way, then through the relay")
+        assert len(moves) == 2
         a.net.udp = True
         for number in range(40):
             await turn(b"%d" % number)
@@ -93,6 +101,7 @@ async def test_traffic_moves_to_udp_and_streams_survive_its_loss(clock: ManualCl
         relayed = a.relayed
         await turn(b"direct again")
         assert a.relayed == relayed
+        assert len(moves) == 3
 
 
 async def test_a_new_disco_key_drops_sessions_and_streams_go_on(clock: ManualClock) -> None:

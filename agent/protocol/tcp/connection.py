@@ -90,6 +90,11 @@ class Connection(Speech):
         """Let `Writable` tell when `backlog` has fallen to `most`."""
         self._sender.await_backlog(most)
 
+    def way_changed(self) -> None:
+        """Packets go another way from now on: what was measured of the old one says nothing about it."""
+        self._sender.trip.forget_minimum()
+        self._receiver.forget_way()
+
     def await_drained(self) -> None:
         """Let `Writable` tell when `unsent` has become 0."""
         self._sender.await_drained()

@@ -63,6 +63,10 @@ class RoundTrip:
         # The minimum is added and not only a floor: a lost segment takes a round trip to be noticed and one to arrive.
         self.rto = min(self.smoothed + max(4 * self.variation, MIN_RTO), MAX_RTO)
 
+    def forget_minimum(self) -> None:
+        """The way is another one, or it was not used for long: its shortest round trip is to be measured anew."""
+        self.minimum = float("inf")
+
     def probe_timeout(self, alone: bool) -> float:
         """How long to wait for an acknowledgement before a probe is sent; `alone`: one segment is out."""
         if not self.smoothed:

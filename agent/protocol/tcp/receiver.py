@@ -105,6 +105,10 @@ class Receiver:
         self._most = min(self._most, most)
         self.limit = min(self.limit, most)
 
+    def forget_way(self) -> None:
+        """The way is another one, whose length is not known yet."""
+        self.limit = self._most
+
     def adapt(self, way: float, now: float) -> None:
         """A batch has arrived over a way with round trips of `way` seconds when nothing waits: once in a while, make
         the window as large as that way needs, and no larger."""

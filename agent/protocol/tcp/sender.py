@@ -98,6 +98,7 @@ class Sender(Flight):
         """Append up to `limit` packets. True if there may be more at once; `ack`, `window` … as on the wire."""
         if not self._queue and self._buffer.size and self._last_sent and now - self._last_sent > self.trip.rto:
             self.cubic.after_idle()
+            self.trip.forget_minimum()
         base, tail = self._full_sum + ack + window, b""
         if self._stamped:
             tail = TIMESTAMPS.pack(TIMESTAMP_MARK, stamp, echo)

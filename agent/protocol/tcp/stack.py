@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from agent.protocol.tcp.connection import Connection
 from agent.protocol.tcp.limits import Event, Incoming, Limits, NoFreePortError, StackCounters, State
@@ -227,6 +227,12 @@ class TcpStack:
                 self._ready(connection)
             self._arm(connection, now)
         return out
+
+    def way_changed(self, remotes: Collection[bytes]) -> None:
+        """Packets to these addresses go another way from now on."""
+        for connection in self._shared.table.values():
+            if connection.remote_address in remotes:
+                connection.way_changed()
 
     def _arm(self, connection: Connection, now: float) -> None:
         """See that a timer runs no later than the connection needs; one that runs earlier does no harm.

@@ -5,8 +5,10 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent.protocol.tcp import Limits
 from agent.protocol.tcp.cubic import Cubic
 from agent.protocol.tcp.receiver import Receiver
+from tests.protocol.tcp.link import A, B, Network, steady
 
 MIB = 1024 * 1024
 
@@ -71,6 +73,25 @@ def test_what_was_announced_is_taken(steps: list[tuple[int, int, float]]) -> Non
         receiver.read(read)
         receiver.adapt(way, now)
         assert receiver.buffered <= 4 * MIB
+
+
+def test_another_way_is_measured_anew() -> None:
+    net = Network(steady(0.0002), steady(0.0002), limits=Limits(receive_buffer=4 * MIB))
+    a, b = net.establish()
+    a.write(bytes(3 * MIB))
+    net.run(2)
+    assert b._receiver.limit < 4 * MIB
+    near = a._sender.trip.minimum
+    for connection, remote in ((a, B), (b, A)):
+        stack = net.a.stack if connection is a else net.b.stack
+        stack.way_changed({remote})
+    assert (a._sender.trip.minimum, b._receiver.limit) == (float("inf"), 4 * MIB)
+    net.a.stack.way_changed({A})  # of somebody else
+    a.write(b"x")
+    net.run(1)
+    assert near <= a._sender.trip.minimum < 1
+    net.a.stack.way_changed({A})
+    assert a._sender.trip.minimum < 1
 
 
 def acknowledge(cubic: Cubic, rtt: float, least: float, rounds: int, una: int = 0) -> int:
