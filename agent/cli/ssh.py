@@ -49,8 +49,8 @@ def ssh(agent: str, command: tuple[str, ...], stdio: bool, suffix: str, tty: boo
     try:
         sys.exit(run(session(agent, command, tty=tty or not command)))
     except CliError as error:
-        error.exit_code = FAILED  # as with OpenSSH's
-        raise
+        error.show()
+        sys.exit(FAILED)  # as with OpenSSH's
 
 
 def without_suffix(host: str, suffix: str) -> str:

@@ -63,7 +63,6 @@ async def cli(tmp_path: Path) -> AsyncIterator[Cli]:
 
 
 @needs_openssh
-@pytest.mark.spec("tailnet", 55, 61)
 async def test_commands_shells_and_files(cli: Cli, tmp_path: Path) -> None:
     assert await cli.command("ssh", "dev", "echo out; echo err >&2; exit 3", code=3) == (b"out\n", b"err\n")
     data = os.urandom(3_000_000)
