@@ -81,7 +81,14 @@ class Keeper:
                 self.receive(self.connection)
 
     def accept(self, listener: socket.socket) -> None:
-        fd, _ = listener._accept()  # type: ignore[attr-defined]
+        try:
+            fd, _ = listener._accept()  # type: ignore[attr-defined]
+        except OSError:
+            # There is no descriptor for it: it gets the one of the former agent's connection next.
+            if self.connection is not None:
+                self.connection.close()
+                self.connection = None
+            return
         connection = socket.socket(fileno=fd)
         credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
         if struct.unpack("3i", credentials)[1] != posix.geteuid():

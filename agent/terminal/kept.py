@@ -366,12 +366,18 @@ def _write_request(argv: Sequence[str], directory: str, environment: Mapping[str
     """A descriptor of what to run, in memory: no file, and no argument that others could read."""
     variables = [f"{name}={value}" for name, value in environment.items()]
     fields = [directory, str(len(argv)), *argv, str(len(variables)), *variables, "end", ""]
-    for value in fields:
-        if "\0" in value:
-            raise KeeperError("a NUL character in the environment, the working directory or the command")
+    try:
+        request = b"\0".join(os.fsencode(value) for value in fields)
+    except UnicodeEncodeError as error:
+        place = "the environment, the working directory or the command"
+        raise KeeperError(
+            f"a character in {place} that the locale of the agent does not have: {error.reason}"
+        ) from None
+    if request.count(b"\0") != len(fields) - 1:
+        raise KeeperError("a NUL character in the environment, the working directory or the command")
     fd = os.memfd_create("command", os.MFD_CLOEXEC)
     with open(fd, "wb", closefd=False) as file:
-        file.write(b"\0".join(os.fsencode(value) for value in fields))
+        file.write(request)
     return fd
 
 

@@ -301,6 +301,14 @@ async def test_a_shell_that_is_not_there(make: MakeService) -> None:
     assert service.terminals == 0
 
 
+async def test_an_environment_that_cannot_be_encoded_costs_one_terminal(make: MakeService) -> None:
+    reports = Reports()
+    service = await make(reports=reports, NAME="\ud800")
+    assert await Client(service, shell()).ended() == ""
+    assert reports.told[-1][2] is Ending.NETWORK_ERROR
+    assert service.terminals == 0
+
+
 async def test_a_directory_that_cannot_be_entered(make: MakeService, tmp_path: Path) -> None:
     service = await make()
     await Client(service, shell(command="echo fine")).ended()
@@ -478,6 +486,19 @@ async def test_terminals_that_are_used_up_are_told_and_the_others_go_on(make: Ma
     async with asyncio.timeout(10):
         while len(await asyncio.to_thread(os.listdir, f"/proc/{keeper}/fd")) != held:
             await asyncio.sleep(0.01)
+
+
+async def test_a_keeper_without_descriptors_hands_over_what_it_has(make: MakeService) -> None:
+    former, init = await make(), shell()
+    client = Client(former, init)
+    client.type("x=kept; echo o''k\r")
+    await client.until("ok")
+    keeper = await asyncio.to_thread(_keeper)
+    used = {int(name) for name in await asyncio.to_thread(os.listdir, f"/proc/{keeper}/fd")}
+    resource.prlimit(keeper, resource.RLIMIT_NOFILE, (min(set(range(1000)) - used), 4096))
+    again = Client(await make(), init)  # the former agent hangs, and does not know yet
+    again.type("echo $x$x\r")
+    await again.until("keptkept")
 
 
 async def test_the_keeper_knows_no_secret(make: MakeService) -> None:
