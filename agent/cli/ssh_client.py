@@ -15,8 +15,9 @@ from typing import Any
 
 from agent.cli.errors import CliError
 from agent.cli.reaching import connected
+from agent.cli.ssh import PORT
 
-PORT = 1
+
 FAILED = 255
 """What ssh ends with where there was no connection, or the command gave no status."""
 
