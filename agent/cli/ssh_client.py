@@ -17,7 +17,6 @@ from agent.cli.errors import CliError
 from agent.cli.reaching import connected
 from agent.cli.ssh import PORT
 
-
 FAILED = 255
 """What ssh ends with where there was no connection, or the command gave no status."""
 
