@@ -194,8 +194,16 @@ class Front:
         if origin is None:
             return
         guarded = route.websocket or request.method not in SAFE_METHODS
-        if guarded and urlsplit(origin).netloc.lower() not in (request.host.lower(), self._access_host):
+        if guarded and _host_of(origin) not in (request.host.lower(), self._access_host):
             raise ApiError(403, "Forbidden.", f'The request origin "{origin}" is not the host "{request.host}".')
+
+
+def _host_of(origin: str) -> str:
+    """Host and port; empty, which is no host of ours, for what is no origin."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return ""
 
 
 def request_id(request: web.Request) -> str:

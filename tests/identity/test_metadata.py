@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.identity.metadata import (
@@ -130,6 +130,7 @@ async def test_cancelling_leaves_nothing_behind() -> None:
     assert asyncio.all_tasks() == before
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.sampled_from([Answer(503, b""), Answer(200, b""), Answer(404, b""), AskError("x"), None]), min_size=1)
 )

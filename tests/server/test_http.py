@@ -174,6 +174,9 @@ async def test_foreign_pages_can_neither_open_sockets_nor_change_anything(server
         path = f"{server.url}/api/v2/users/me/keys"
         async with browser.post(path, headers=foreign) as response:
             assert response.status == 403
+        for odd in ("http://[", "null", "", "//", server.url + ".evil.example"):
+            async with browser.post(path, headers={"Origin": odd}) as response:
+                assert response.status == 403, odd
         async with browser.post(path, headers=own) as response:
             assert response.status == 201
         async with browser.post(f"{server.url}/api/v2/users/first", headers=foreign, data="{}") as response:
