@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from agent.process import Command
@@ -235,10 +236,20 @@ async def waiting(clock: ManualClock) -> None:
 
 
 async def reaped() -> None:
-    """Wait until this process has no child left."""
-    while True:
-        try:
-            os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        except ChildProcessError:
-            return
+    """Wait until this process has no child left that the test made, ended ones included."""
+    while await asyncio.to_thread(children) - OTHERS:
         await asyncio.sleep(0.001)
+
+
+def children() -> set[int]:
+    return {process.pid for process in psutil.Process().children()}
+
+
+OTHERS: set[int] = set()
+"""Children that were there before the test: servers and browsers of other tests."""
+
+
+@pytest.fixture(autouse=True)
+def _others() -> None:
+    OTHERS.clear()
+    OTHERS.update(children())
