@@ -5,6 +5,7 @@ import os
 import select
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -237,7 +238,8 @@ async def waiting(clock: ManualClock) -> None:
 
 async def reaped() -> None:
     """Wait until this process has no child left that the test made, ended ones included."""
-    while await asyncio.to_thread(children) - OTHERS:
+    loop = asyncio.get_running_loop()
+    while await loop.run_in_executor(LOOKING, children) - OTHERS:
         await asyncio.sleep(0.001)
 
 
@@ -245,6 +247,8 @@ def children() -> set[int]:
     return {process.pid for process in psutil.Process().children()}
 
 
+LOOKING = ThreadPoolExecutor(1)
+"""The loop's own pool is shut down by some tests."""
 OTHERS: set[int] = set()
 """Children that were there before the test: servers and browsers of other tests."""
 
