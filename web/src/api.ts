@@ -195,7 +195,6 @@ export const api = {
   newToken: (id: string) => request<{ token: string }>("POST", `agents/${part(id)}/token`),
   start: (id: string) => request<NewAgent>("POST", `agents/${part(id)}/builds`, '{"transition":"start"}'),
   stop: (id: string) => request("POST", `agents/${part(id)}/builds`, '{"transition":"stop"}'),
-  ports: (id: string) => request<{ ports: Port[] }>("GET", `workspaceagents/${part(id)}/listening-ports`),
   openPort: (id: string, port: number) =>
     request<{ url: string }>("POST", `agents/${part(id)}/ports/${port}/tickets`),
 };
