@@ -155,5 +155,10 @@ def reaching(url: URL) -> Iterator[None]:
         raise UnreachableError(f"{where}: {error}; SSL_CERT_FILE names the authorities to trust") from error
     except TimeoutError as error:
         raise UnreachableError(f"{where}: no answer in time") from error
+    except aiohttp.WSServerHandshakeError as error:
+        raise UnreachableError(f"{where}: {error}") from error
+    except (aiohttp.ClientResponseError, aiohttp.ClientPayloadError):
+        # No cause is kept, and nothing of its text: it quotes what came, which may have a token in it.
+        raise UnreachableError(f"{where}: the answer is no HTTP; what stands in between?") from None
     except (aiohttp.ClientError, OSError) as error:
         raise UnreachableError(f"{where}: {str(error) or type(error).__name__}") from error

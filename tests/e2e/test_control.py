@@ -383,6 +383,22 @@ async def test_a_proxy_that_refuses_is_named_without_its_password(dial: Dial, mo
     assert b"Secret" not in seen[0]
 
 
+@pytest.mark.parametrize("head", [b"", b"HTTP/1.1 200 OK\r\n"])
+async def test_what_is_no_http_is_not_quoted(dial: Dial, head: bytes) -> None:
+    async def babble(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(head + b"session_token: 5ecret with no sense\x00\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(babble, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        with pytest.raises(UnreachableError, match="the answer is no HTTP") as caught:
+            await dial(URL(f"http://127.0.0.1:{port}")).connect()
+    assert "5ecret" not in f"{caught.value} {caught.value.__cause__}"
+
+
 async def test_an_unusable_proxy_variable(dial: Dial, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", "socks5://127.0.0.1:1080")
     with pytest.raises(UnreachableError, match="HTTP_PROXY names a socks5 proxy"):
